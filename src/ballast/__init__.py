@@ -1,0 +1,35 @@
+"""Ballast: find the weights that keep a language model safe, and tune, protect and measure the model without losing them."""
+
+from ballast.errors import BallastError
+from ballast.evaluate import Comparison, Summary, compare, measure
+from ballast.locate import METHODS, Scores, locate
+from ballast.models import LanguageModel, open_model
+from ballast.patches import Patch
+from ballast.pipeline import demo
+from ballast.prompts import Prompt, PromptSet, load_prompts
+from ballast.regions import Region, overlap
+from ballast.report import write_report
+from ballast.tune import HardenSettings, harden
+
+__all__ = [
+    "METHODS",
+    "BallastError",
+    "Comparison",
+    "HardenSettings",
+    "LanguageModel",
+    "Patch",
+    "Prompt",
+    "PromptSet",
+    "Region",
+    "Scores",
+    "Summary",
+    "compare",
+    "demo",
+    "harden",
+    "load_prompts",
+    "locate",
+    "measure",
+    "open_model",
+    "overlap",
+    "write_report",
+]

@@ -1,0 +1,168 @@
+"""One backward pass per batch; gradients are consumed parameter by parameter into fp32 sums.
+
+Every gradient score in this room is a weighted sum of response log-probabilities,
+
+    L(theta) = sum_rows weight_row * sum_t log p(response_t | prompt, response_<t),
+
+and differs only in its weights and in whether gradients are added with their sign or by absolute value.
+The gradient of one parameter lives from the moment autograd finishes it until it is added to its accumulator, so the
+memory beyond the model is one fp32 number per scored weight plus the largest single gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+from ballast.errors import ModelError, NumericalError, RunError
+from ballast.models import LanguageModel
+from ballast.models.likelihood import response_log_probabilities
+from ballast.progress import track
+from ballast.prompts.batches import collate
+from ballast.prompts.chat import Rendered
+from ballast.runs import write_tensors
+
+Fold = Literal["sum", "absolute"]
+
+
+class WeightedRow(NamedTuple):
+    """One response whose log-probability enters the loss.
+
+    Attributes:
+        id: Names the row in errors.
+        rendered: Token ids and where the response begins.
+        weight: Factor of the summed log-probability of the response tokens.
+    """
+
+    id: str
+    rendered: Rendered
+    weight: float
+
+
+def eligible_parameters(lm: LanguageModel) -> dict[str, Parameter]:
+    """The parameters that can be part of a region, by name; at least one."""
+    eligible = {part.name for part in lm.parts.eligible()}
+    return {name: parameter for name, parameter in lm.model.named_parameters() if name in eligible}
+
+
+@contextmanager
+def only_trainable(model: PreTrainedModel, names: set[str]) -> Iterator[None]:
+    """Ask autograd for the gradients of `names` alone inside the block."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+            parameter.grad = None
+
+
+def accumulate(
+    lm: LanguageModel,
+    rows: Sequence[WeightedRow],
+    *,
+    fold: Fold,
+    batch_size: int,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> dict[str, torch.Tensor]:
+    """Sum the gradients of the weighted log-likelihood over all rows.
+
+    Args:
+        lm: The model; its weights do not change.
+        rows: The responses and their weights. They are batched by length; the order of equal lengths is kept.
+        fold: `sum` adds signed gradients; `absolute` adds absolute values, one row at a time (the batch size is then 1).
+        batch_size: Rows per backward pass.
+        checkpoint: File for the state of an interrupted pass; it is continued if it belongs to the same work.
+        checkpoint_seconds: Least time between two writes of that file.
+
+    Returns:
+        fp32 sums with the shape of each eligible parameter, by parameter name.
+
+    Raises:
+        NumericalError: A loss is not finite; the message names the rows.
+        ModelError: No gradient reached a parameter.
+        RunError: The checkpoint belongs to other work.
+    """
+    parameters = eligible_parameters(lm)
+    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
+    size = 1 if fold == "absolute" else batch_size
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    key = _work_key(lm, ordered, fold, size)
+    sums, done = _resume(checkpoint, key, parameters)
+    reached: set[str] = set()
+
+    def consume(name: str) -> None:
+        parameter = parameters[name]
+        gradient = parameter.grad
+        assert gradient is not None
+        sums[name].add_(gradient.abs_() if fold == "absolute" else gradient)
+        parameter.grad = None
+        reached.add(name)
+
+    saved_at = time.monotonic()
+    with only_trainable(lm.model, set(parameters)):
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: consume(name))
+            for name, parameter in parameters.items()
+        ]
+        try:
+            for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
+                _loss(lm, batch).backward()
+                if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
+                    _save(checkpoint, sums, key, number)
+                    saved_at = time.monotonic()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    missed = sorted(parameters.keys() - reached)
+    if missed and done < len(batches):
+        raise ModelError(f"No gradient reached {len(missed)} parameters ({missed[0]}); the model does not use them.")
+    if checkpoint:
+        _save(checkpoint, sums, key, len(batches))
+    return sums
+
+
+def _loss(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch.Tensor:
+    batch = collate([row.rendered for row in rows], lm.pad_id).to(lm.device)
+    chosen = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    per_row = batch.response_mask.sum(dim=1)  # (B,)
+    weights = torch.tensor([row.weight for row in rows], device=lm.device).repeat_interleave(per_row)
+    loss = (weights * chosen).sum()
+    if not torch.isfinite(loss):
+        named = ", ".join(row.id for row in rows[:4])
+        raise NumericalError(f"The likelihood of {named} is not finite; open the model in bfloat16 or float32.")
+    return loss
+
+
+def _work_key(lm: LanguageModel, rows: Sequence[WeightedRow], fold: Fold, size: int) -> str:
+    work = [[row.id, row.rendered.ids, row.rendered.prompt_length, row.weight] for row in rows]
+    return hashlib.sha256(json.dumps([lm.identity(), work, fold, size]).encode()).hexdigest()
+
+
+def _resume(checkpoint: Path | None, key: str, parameters: dict[str, Parameter]) -> tuple[dict[str, torch.Tensor], int]:
+    if checkpoint is None or not checkpoint.exists():
+        return {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}, 0
+    with safe_open(checkpoint, framework="pt") as stored:
+        metadata = stored.metadata()
+        if metadata["key"] != key:
+            raise RunError(f"{checkpoint} belongs to a run with other settings; use another --out folder or delete it.")
+        device = next(iter(parameters.values())).device
+        return {name: stored.get_tensor(name).to(device) for name in parameters}, int(metadata["batches"])
+
+
+def _save(checkpoint: Path, sums: dict[str, torch.Tensor], key: str, batches: int) -> None:
+    tensors = {name: value.cpu() for name, value in sums.items()}
+    write_tensors(checkpoint, tensors, {"key": key, "batches": str(batches)})

@@ -1,0 +1,84 @@
+"""Expected Safety Impact: how much safety moves when a weight moves on its own matrix's scale.
+
+    ESI_i = | sigma(m(i)) * dS/dtheta_i |                                      (arXiv 2604.08297)
+
+sigma(m) is the standard deviation of the entries of the weight matrix m, S the safety score of the model. S cannot be
+differentiated through sampled text, so it is estimated:
+
+- `reference_answer`: S is the mean log-probability per token of refusals to harmful prompts. No judge, one pass.
+- `policy_gradient`: S is the expected verdict over answers sampled from the model; its gradient is the REINFORCE
+  estimator with a leave-one-out baseline,
+      g(x) = 1/(m-1) * sum_j (r_j - mean r) * grad log pi(y_j | x).
+  Unbiased for answers cut at `max_new_tokens`, since sampling is exactly from the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ballast.errors import UsageError
+from ballast.locate.engine import WeightedRow, accumulate
+from ballast.locate.policy_gradient import sampled_rows
+from ballast.locate.references import REFUSALS, refusal_rows
+from ballast.locate.registry import Found, Task, register
+from ballast.locate.sigma import scale_by_sigma
+
+
+@register("esi")
+@dataclass(frozen=True)
+class ExpectedSafetyImpact:
+    """Settings of ESI.
+
+    Attributes:
+        estimator: How the gradient of safety is estimated, see the module's text.
+        refusals: `reference_answer`: wordings used for prompts that bring no response of their own.
+        samples: `policy_gradient`: answers drawn per prompt, at least 2.
+        max_new_tokens: `policy_gradient`: tokens after which an answer is cut.
+        judge: `policy_gradient`: the judge whose verdict is the reward (refused 1, complied 0).
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str] = "Qi et al., Findings of ACL 2026, arXiv 2604.08297"
+    fidelity: ClassVar[str] = (
+        "reconstruction: score, sigma and selection as in the paper; the likelihood estimator is ours and measures the "
+        "ability to say the refusal; the policy gradient follows the paper's idea, its details are ours; sums are divided "
+        "by the number of prompts and kept in fp32, where the authors' code adds in the weights' dtype"
+    )
+    needs: ClassVar[str] = "harmful prompts"
+
+    estimator: Literal["reference_answer", "policy_gradient"] = "reference_answer"
+    refusals: tuple[str, ...] = REFUSALS
+    samples: int = 4
+    max_new_tokens: int = 48
+    judge: str = "keyword"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        if self.estimator not in ("reference_answer", "policy_gradient"):
+            raise UsageError(f"There is no ESI estimator {self.estimator!r}; use reference_answer or policy_gradient.")
+        if self.samples < 2:
+            raise UsageError(f"The policy gradient needs at least 2 samples per prompt, not {self.samples}.")
+
+    def score(self, task: Task) -> Found:
+        """Score every eligible weight by ESI."""
+        rows, notes = self._rows(task)
+        scores = accumulate(
+            task.lm,
+            rows,
+            fold="sum",
+            batch_size=task.batch_size,
+            checkpoint=task.checkpoint,
+            checkpoint_seconds=task.checkpoint_seconds,
+        )
+        sigmas = {}
+        for name, parameter in task.lm.model.named_parameters():
+            if name in scores:
+                sigmas[name] = scale_by_sigma(task.lm.parts.by_name(name), parameter, scores[name].abs_())
+        return Found(scores, {**notes, "sigma": sigmas})
+
+    def _rows(self, task: Task) -> tuple[list[WeightedRow], dict[str, Any]]:
+        if self.estimator == "policy_gradient":
+            return sampled_rows(task, self.samples, self.max_new_tokens, self.judge)
+        rows = refusal_rows(task.lm, task.prompts, self.refusals)
+        return rows, {"prompts_used": len(task.prompts), "rows": len(rows)}

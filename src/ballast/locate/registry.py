@@ -1,0 +1,98 @@
+"""The list of identification methods. A method is one file: a frozen dataclass of its settings, registered by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+
+from ballast.errors import UsageError
+from ballast.models import LanguageModel
+from ballast.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given.
+
+    Attributes:
+        lm: The model; its weights must be unchanged afterwards.
+        prompts: Harmful prompts.
+        seed: Seed of everything random.
+        batch_size: Rows per pass where a method may choose.
+        checkpoint: File for the state of an interrupted pass, if the work shall be resumable.
+        checkpoint_seconds: Least time between two writes of it.
+    """
+
+    lm: LanguageModel
+    prompts: PromptSet
+    seed: int = 0
+    batch_size: int = 8
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method gives back.
+
+    Attributes:
+        scores: Non-negative fp32 score of every eligible weight, by parameter name; larger is more important.
+        notes: Counts and facts that belong into the record, such as prompts used and dropped.
+    """
+
+    scores: dict[str, torch.Tensor]
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A way to score weights. Implementations are frozen dataclasses whose fields are the settings."""
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    fidelity: ClassVar[str]
+    needs: ClassVar[str]
+
+    def score(self, task: Task) -> Found:
+        """Score every eligible weight."""
+        ...
+
+
+METHODS: dict[str, type[Any]] = {}
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Make a method available under `name`; for use as a class decorator."""
+
+    def add(kind: Kind) -> Kind:
+        kind.name = name
+        METHODS[name] = kind
+        return kind
+
+    return add
+
+
+def get_method(method: str | Method, **settings: Any) -> Method:
+    """The method with this name and these settings, or the given method itself.
+
+    Raises:
+        UsageError: The name or a setting is unknown; near names are offered.
+    """
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.3) or sorted(METHODS)
+        raise UsageError(f"There is no method {method!r}; did you mean {', '.join(near)}?")
+    fields = {field.name for field in dataclasses.fields(METHODS[method])}
+    for setting in settings.keys() - fields:
+        raise UsageError(
+            f"The method {method} has no setting {setting!r}; it has {', '.join(sorted(fields)) or 'none'}."
+        )
+    made: Method = METHODS[method](**settings)
+    return made

@@ -1,0 +1,52 @@
+"""The scale of a weight matrix: the standard deviation of its entries (arXiv 2604.08297)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ballast.models import Part
+
+
+def matrices(part: Part, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of the weight matrices that one parameter stores.
+
+    Args:
+        part: The parameter's entry in the part map.
+        tensor: Same shape as the parameter: 2-D, or 3-D with one slice per expert.
+
+    Yields:
+        The whole tensor for a 2-D parameter; per expert one matrix, or the gate half and the up half if it fuses both.
+    """
+    if part.expert_dim is None:
+        yield tensor
+        return
+    for expert in tensor.unbind(part.expert_dim):
+        if part.halves is None:
+            yield expert
+            continue
+        axis = 0 if part.orientation == "out_in" else 1
+        if part.halves == "contiguous":
+            yield from expert.chunk(2, dim=axis)
+        else:
+            yield from (expert[0::2], expert[1::2]) if axis == 0 else (expert[:, 0::2], expert[:, 1::2])
+
+
+def scale_by_sigma(part: Part, weight: torch.Tensor, values: torch.Tensor) -> list[float]:
+    """Multiply `values` in place by the unbiased standard deviation of each matrix of `weight`.
+
+    Args:
+        part: The parameter's entry in the part map.
+        weight: The parameter, any float dtype; sums are made in fp64 and the result is rounded to fp32.
+        values: fp32, same shape; changed.
+
+    Returns:
+        The standard deviations, one per matrix; 0 for a matrix with one entry.
+    """
+    sigmas = []
+    for matrix, scored in zip(matrices(part, weight.detach()), matrices(part, values), strict=True):
+        sigma = matrix.double().std().float() if matrix.numel() > 1 else torch.zeros(())
+        scored.mul_(sigma.to(scored.device))
+        sigmas.append(float(sigma))
+    return sigmas

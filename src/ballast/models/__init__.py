@@ -1,0 +1,7 @@
+"""Open a checkpoint, name its parts, and tell one set of weights from another."""
+
+from ballast.models.language_model import LanguageModel
+from ballast.models.open import open_model
+from ballast.models.parts import Part, PartMap, part_map
+
+__all__ = ["LanguageModel", "Part", "PartMap", "open_model", "part_map"]

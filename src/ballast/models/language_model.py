@@ -1,0 +1,89 @@
+"""A model that was opened: weights, tokenizer, where they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ballast.models.fingerprint import cached_fingerprints, combined, fingerprints
+from ballast.models.parts import PartMap, part_map
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A causal language model ready for use; made by `ballast.open_model`.
+
+    Attributes:
+        model: The transformers model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        source: What the user asked for: `smollm2`, a hub id or a path.
+        revision: The hub revision that was asked for, if any.
+        files: The local weight files it was read from; empty if they are not known.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    revision: str | None = None
+    files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """The last piece of the source."""
+        return Path(self.source).name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens that the model takes."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)
+
+    @property
+    def pad_id(self) -> int:
+        """The token id used for padding; masked everywhere, so any id serves a tokenizer that names none."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    @cached_property
+    def parts(self) -> PartMap:
+        """Every parameter with its layer, role and orientation."""
+        return part_map(self.model)
+
+    def __post_init__(self) -> None:
+        """Note the state of the weights, so that a later change is seen."""
+        self._opened_as = self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        # torch counts the in-place changes of each tensor; writes through `.data` are not counted
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 per parameter of the weights as they are now.
+
+        As long as they are unchanged since they were opened, the values are remembered by the stamps of the files.
+        """
+        if self._versions() == self._opened_as:
+            return cached_fingerprints(self.model, self.files)
+        return fingerprints(self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest records of the model: source, revision, class, dtype, size and fingerprint."""
+        return {
+            "source": self.source,
+            "name": self.name,
+            "revision": self.revision,
+            "class": type(self.model).__name__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "fingerprint": combined(self.fingerprints()),
+        }

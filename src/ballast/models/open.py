@@ -1,0 +1,96 @@
+"""Open a checkpoint: the embedded model, a folder, or a model on the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ballast.errors import ModelError
+from ballast.models.embedded import embedded_checkpoint
+from ballast.models.language_model import LanguageModel
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def open_model(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LanguageModel:
+    """Open a causal language model.
+
+    Args:
+        source: `smollm2` (the embedded model), the folder of a checkpoint, or a hub id such as `owner/name`.
+        dtype: `auto` keeps the checkpoint's; or `float32`, `bfloat16`, `float16`.
+        device: `cpu`, `cuda`, ...; by default a GPU if there is one.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Run Python code that comes with the checkpoint. It can do anything; off by default.
+        allow_pickle: Accept pickled weights (`.bin`, `.pt`). Loading them can run code; off by default.
+
+    Raises:
+        ModelError: The model is not there, is incomplete or damaged, or needs a permission that was not given.
+    """
+    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"Unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}.")
+    location = str(embedded_checkpoint()) if str(source) == "smollm2" else str(source)
+    files: tuple[Path, ...] = ()
+    if Path(location).is_dir():
+        files = _check_folder(Path(location), allow_pickle=allow_pickle)
+    elif Path(location).exists() or not HUB_ID.fullmatch(location):
+        raise ModelError(f"{location} is not a model folder; give a folder with config.json, a hub id, or smollm2.")
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        opened: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=DTYPES.get(dtype, "auto") if isinstance(dtype, str) else dtype,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"Cannot open the model {source}: {reason}") from error
+    model, loading = opened
+    if loading["missing_keys"]:
+        named = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(
+            f"The checkpoint {source} lacks {len(loading['missing_keys'])} tensors ({named}); get it again."
+        )
+    chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(torch.device(chosen)).eval()
+    model.generation_config.max_length = None  # a checkpoint's own limit would cut our answers
+    return LanguageModel(model, tokenizer, str(source), revision, files)
+
+
+def _check_folder(folder: Path, *, allow_pickle: bool) -> tuple[Path, ...]:
+    """The weight files of a local checkpoint, each with a readable header."""
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder} has no config.json; give the folder of a transformers checkpoint.")
+    files = tuple(sorted(folder.glob("*.safetensors")))
+    if not files:
+        pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        if not pickled:
+            raise ModelError(f"{folder} has no weights; it needs a .safetensors file.")
+        if not allow_pickle:
+            raise ModelError(
+                f"{folder} has only pickled weights ({pickled[0].name}), which can run code when read; "
+                "convert them to safetensors or pass allow_pickle=True (--allow-pickle)."
+            )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} is damaged ({error}); get the checkpoint again.") from error
+    return files

@@ -1,0 +1,54 @@
+"""What the module tree alone says: where the decoder blocks are and which way round a layer stores its weight."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ballast.errors import ModelError
+from ballast.models.roles import Halves, Orientation
+
+
+def decoder_blocks(model: PreTrainedModel, count: int) -> str:
+    """The name of the module list that holds the text decoder's blocks.
+
+    Other towers can have as many blocks, so the search starts at the token embedding and widens.
+
+    Raises:
+        ModelError: There is none, or there are several.
+    """
+    embedding = model.get_input_embeddings()
+    scope = next((name for name, module in model.named_modules() if module is embedding), "")
+    while scope:
+        scope = scope.rpartition(".")[0]
+        prefix = f"{scope}." if scope else ""
+        lists = [
+            f"{prefix}{name}"
+            for name, module in model.get_submodule(scope).named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        # A list within a block, such as one of experts, may have the same length.
+        outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+        if len(outermost) == 1:
+            return outermost[0]
+        if outermost:
+            break
+    raise ModelError(
+        f"{type(model).__name__} has no single list of {count} decoder blocks; use a decoder-only language model."
+    )
+
+
+def linear_orientation(owner: nn.Module) -> Orientation:
+    """The order of axes of a linear layer's weight; `none` for any other module."""
+    if isinstance(owner, nn.Linear):
+        return "out_in"
+    return "in_out" if isinstance(owner, Conv1D) else "none"
+
+
+def expert_halves(owner: nn.Module) -> Halves | None:
+    """How a block of experts orders gate and up in their fused tensor; None if it does not declare that."""
+    concatenated = getattr(owner, "is_concatenated", None)
+    if concatenated is None:
+        return None
+    return "contiguous" if concatenated else "interleaved"

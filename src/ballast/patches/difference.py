@@ -1,0 +1,75 @@
+"""What two patches share, and which entries differ between two models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ballast.errors import PatchError
+from ballast.patches.entries import LARGEST_INDEX, Entries, bits
+
+
+@dataclass(frozen=True)
+class PatchDifference:
+    """Two patches side by side, as counts of entries.
+
+    Attributes:
+        shared: Entries that both change.
+        same: Shared entries that both set to the same bits.
+        different: Shared entries set to different values.
+        only_first: Entries that only the first changes.
+        only_second: Entries that only the second changes.
+        same_base: Whether the tensors that both change have the same base fingerprint; True if there is none.
+    """
+
+    shared: int
+    same: int
+    different: int
+    only_first: int
+    only_second: int
+    same_base: bool
+
+
+def count_shared(first: Mapping[str, Entries], second: Mapping[str, Entries]) -> tuple[int, int]:
+    """The number of entries in both, and of those with the same value bits."""
+    shared = same = 0
+    for name in first.keys() & second.keys():
+        mine, theirs = first[name], second[name]
+        _, left, right = np.intersect1d(
+            mine.indices.numpy(), theirs.indices.numpy(), assume_unique=True, return_indices=True
+        )
+        shared += len(left)
+        if mine.values.dtype == theirs.values.dtype:
+            same += int((bits(mine.values)[left] == bits(theirs.values)[right]).sum())
+    return shared, same
+
+
+def differing_entries(base: torch.nn.Module, changed: torch.nn.Module) -> dict[str, Entries]:
+    """Every entry whose bits differ between two models of the same architecture, one tensor at a time.
+
+    Raises:
+        PatchError: Names, shapes or dtypes differ, or nothing does.
+    """
+    before, after = dict(base.named_parameters()), dict(changed.named_parameters())
+    alone = sorted(before.keys() ^ after.keys())
+    if alone:
+        raise PatchError(f"Only one of the two models has {alone[0]}; a patch needs two models of one architecture.")
+    found = {}
+    for name, parameter in before.items():
+        old, new = parameter.detach().cpu().reshape(-1), after[name].detach().cpu().reshape(-1)
+        if parameter.shape != after[name].shape or old.dtype != new.dtype:
+            raise PatchError(
+                f"{name} is {old.dtype} {tuple(parameter.shape)} in one model and {new.dtype} "
+                f"{tuple(after[name].shape)} in the other; a patch needs equal shapes and dtypes."
+            )
+        indices = (bits(old) != bits(new)).nonzero().squeeze(1)
+        if len(indices) and int(indices[-1]) > LARGEST_INDEX:
+            raise PatchError(f"{name} has more entries than int32 indices reach; it cannot be patched.")
+        if len(indices):
+            found[name] = Entries(indices.to(torch.int32), new[indices], old[indices])
+    if not found:
+        raise PatchError("The two models have the same weights; there is nothing to make a patch of.")
+    return found

@@ -1,0 +1,75 @@
+"""Write a patched model as a plain checkpoint that any library opens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from ballast.errors import PatchError, RunError
+from ballast.models import LanguageModel
+from ballast.patches.patch import Patch
+
+# Settings of `generate` that do nothing unless it samples.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def export(lm: LanguageModel, patch: Patch | None, folder: Path) -> Path:
+    """Write model and tokenizer with a patch applied; the model in memory is left as it was.
+
+    The checkpoint is written beside its destination and renamed when it is complete.
+
+    Args:
+        lm: The model the patch was made for, with the patch applied or not.
+        patch: What to apply; None writes the weights as they are.
+        folder: Destination; must not exist or must be empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PatchError: The folder is in use, or the patch is for another model.
+        RunError: The folder cannot be written.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise PatchError(f"{folder} is not empty; give a new folder for the checkpoint.")
+    partial = folder.parent / f".{folder.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # left behind by an export that was killed
+        partial.mkdir(parents=True)
+        with patch.applied(lm.model) if patch else nullcontext(), _valid_generation_settings(lm.model):
+            lm.model.save_pretrained(partial)
+        lm.tokenizer.save_pretrained(partial)
+        for file in filter(Path.is_file, partial.rglob("*")):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        partial.replace(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(f"Cannot write {folder} ({reason}); free some disk space or choose another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _valid_generation_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Leave out sampling settings that have no effect.
+
+    transformers opens a checkpoint that has them, but refuses to save one once any generation setting was changed, and
+    `open_model` changes `max_length`.
+    """
+    settings = model.generation_config
+    idle = {} if settings is None or settings.do_sample else {name: getattr(settings, name, None) for name in SAMPLING}
+    for name in idle:
+        setattr(settings, name, None)
+    try:
+        yield
+    finally:
+        for name, value in idle.items():
+            setattr(settings, name, value)

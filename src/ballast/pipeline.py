@@ -1,0 +1,102 @@
+"""The main job in one call: measure, locate, harden, measure again, compare, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ballast.evaluate import compare, measure
+from ballast.locate import get_method, locate
+from ballast.models import open_model
+from ballast.patches import Patch
+from ballast.prompts import load_prompts
+from ballast.regions import Region
+from ballast.report import write_report
+from ballast.runs import RunDirectory, write_json
+from ballast.tune import HardenSettings, harden
+
+SAFETY = ("builtin/harmful/test",)
+OVER_REFUSAL = ("builtin/twins/test", "builtin/ordinary/test")
+UTILITY = ("builtin/answers", "builtin/choices")
+LOCATING = "builtin/refusals"
+
+
+def demo(
+    out: Path | str,
+    model: str | Path = "smollm2",
+    *,
+    method: str = "esi",
+    fraction: float = 0.01,
+    settings: HardenSettings | None = None,
+    safety: Sequence[str] = SAFETY,
+    overrefusal: Sequence[str] = OVER_REFUSAL,
+    utility: Sequence[str] = UTILITY,
+    seed: int = 0,
+) -> Path:
+    """Take a model through the main job; every step that an earlier call finished is left as it is.
+
+    Args:
+        out: Folder of the run.
+        model: As for `open_model`.
+        method: Identification method.
+        fraction: Share of the eligible weights to tune, in (0, 1].
+        settings: How to harden.
+        safety: Harmful prompts to measure on; none of them may be used in tuning.
+        overrefusal: Harmless prompts to measure on.
+        utility: Sets with responses or choices to measure on.
+        seed: Of everything random.
+
+    Returns:
+        The report, one HTML file.
+
+    Raises:
+        BallastError: As the steps raise it.
+    """
+    folder = Path(out)
+    chosen = settings or HardenSettings(seed=seed)
+    lm = open_model(model)
+    sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility, LOCATING)}
+    run = RunDirectory.open(
+        folder,
+        "demo",
+        {"method": method, "fraction": fraction, "seed": seed, "harden": dataclasses.asdict(chosen)},
+        {"model": lm.identity(), "prompt_sets": {name: prompts.identity() for name, prompts in sets.items()}},
+    )
+    measured = partial(measure, lm, safety=safety, overrefusal=overrefusal, utility=utility)
+    if not run.is_done("measure before"):
+        with run.step("measure before"):
+            measured(out=folder / "before")
+    if not run.is_done("locate"):
+        with run.step("locate"):
+            checkpoint = folder / "gradients.safetensors"
+            scores = locate(lm, sets[LOCATING], get_method(method), seed=seed, checkpoint=checkpoint)
+            save_region(scores.select(fraction), folder)
+            checkpoint.unlink(missing_ok=True)
+            del scores
+    if not run.is_done("harden"):
+        with run.step("harden"):
+            region = Region.load(folder / "region.safetensors")
+            save_patch(harden(lm, region, settings=chosen, out=folder / "harden"), folder)
+    if not run.is_done("measure after"):
+        with run.step("measure after"):
+            Patch.load(folder / "patch.safetensors").apply(lm.model)
+            measured(out=folder / "after")
+    if not run.is_done("compare"):
+        with run.step("compare"):
+            compare(folder / "before", folder / "after", out=folder)
+    run.finish()
+    return write_report(folder)
+
+
+def save_region(region: Region, folder: Path) -> None:
+    """Write a region and its readable summary."""
+    region.save(folder / "region.safetensors")
+    write_json(folder / "region.json", region.summary())
+
+
+def save_patch(patch: Patch, folder: Path) -> None:
+    """Write a patch and its readable summary."""
+    patch.save(folder / "patch.safetensors")
+    write_json(folder / "patch.json", {**dataclasses.asdict(patch.info()), "base": patch.header.base.model_dump()})

@@ -1,0 +1,94 @@
+"""Load a prompt set by name or from a file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from ballast.errors import PromptError
+from ballast.prompts.prompt_set import Prompt, PromptSet
+from ballast.prompts.readers import HUB_PREFIX, READERS, read_file, read_hub
+from ballast.runs import JsonLines
+
+BUILTIN_KINDS = ("harmful", "twins", "ordinary", "refusals", "answers", "choices")
+UNSPLIT_KINDS = ("answers", "choices")  # for measuring only
+SPLITS = ("tune", "select", "test")
+
+
+def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -> PromptSet:
+    """Load a prompt set.
+
+    Args:
+        spec: One of
+            `builtin/harmful`, `builtin/twins`, `builtin/ordinary`, each with `/tune`, `/select` or `/test` for one split;
+            `builtin/refusals`, the harmful prompts of the split tune with refusals as responses;
+            `builtin/answers`, ordinary requests with reference answers, and `builtin/choices`, multiple-choice questions;
+            the name of a set in the folder that the variable `BALLAST_DATA` names, such as `advbench`;
+            the path of a `.jsonl`, `.csv` or `.parquet` file with a field `prompt`;
+            `hf:owner/name@REVISION` or `hf:owner/name@REVISION:SPLIT`, a hub dataset at a fixed revision.
+        limit: Keep at most this many prompts, drawn with `seed`.
+        seed: Seed of that draw.
+
+    Raises:
+        PromptError: The set is unknown, empty or malformed; the message names the line or the nearest names.
+    """
+    text = str(spec)
+    if text.startswith("builtin/"):
+        found = _builtin(text)
+    elif text.startswith(HUB_PREFIX):
+        found = read_hub(text)
+    elif Path(text).suffix in READERS:
+        if not Path(text).is_file():
+            raise PromptError(f"The prompt file {text} does not exist; check the path.")
+        found = PromptSet(Path(text).stem, read_file(Path(text)))
+    else:
+        found = _named(text)
+    return found if limit is None else found.sample(limit, seed)
+
+
+def available_sets() -> dict[str, Path]:
+    """Every named set in the folder of `BALLAST_DATA` and its file; empty if the variable is not set."""
+    folder = os.environ.get("BALLAST_DATA")
+    if not folder:
+        return {}
+    return {path.stem: path for path in sorted(Path(folder).rglob("*.jsonl"))}
+
+
+def builtin_file(name: str) -> Path:
+    """A file of the built-in set that ships with the package."""
+    return Path(str(files("ballast.prompts"))) / "builtin" / name
+
+
+def _builtin(text: str) -> PromptSet:
+    names = [f"builtin/{kind}" for kind in BUILTIN_KINDS]
+    names += [f"builtin/{kind}/{split}" for kind in BUILTIN_KINDS if kind not in UNSPLIT_KINDS for split in SPLITS]
+    if text not in names:
+        raise PromptError(f"There is no set {text!r}; {_nearest(text, names)}.")
+    kind, _, split = text.removeprefix("builtin/").partition("/")
+    prompts = _refusals() if kind == "refusals" else read_file(builtin_file(f"{kind}.jsonl"))
+    return PromptSet(text, tuple(prompt for prompt in prompts if not split or prompt.split == split))
+
+
+def _refusals() -> tuple[Prompt, ...]:
+    """The harmful prompts for tuning, once per refusal that was written for them."""
+    harmful = {prompt.id: prompt for prompt in read_file(builtin_file("harmful.jsonl"))}
+    rows = JsonLines(builtin_file("refusals.jsonl")).rows
+    return tuple(
+        harmful[row["prompt_id"]].model_copy(update={"id": row["id"], "response": row["text"]}) for row in rows
+    )
+
+
+def _named(text: str) -> PromptSet:
+    sets = available_sets()
+    if text in sets:
+        return PromptSet(text, read_file(sets[text]))
+    known = [*sets, *(f"builtin/{kind}" for kind in BUILTIN_KINDS)]
+    hint = "" if sets else " (named sets need the variable BALLAST_DATA to name their folder)"
+    raise PromptError(f"There is no prompt set {text!r}{hint}; {_nearest(text, known)}.")
+
+
+def _nearest(text: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names[:3]
+    return f"did you mean {', '.join(near)}?".removesuffix("?")

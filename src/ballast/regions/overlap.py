@@ -1,0 +1,124 @@
+"""How much regions have in common, beside what chance alone would give."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import hypergeom
+
+from ballast.errors import RegionError, UsageError
+from ballast.regions.arrays import Counts
+from ballast.regions.region import Region
+
+SMALL = 200  # below this size the mean of a ratio is not the ratio of the means
+
+
+class PairOverlap(NamedTuple):
+    """Two regions compared.
+
+    Attributes:
+        first: Position of the one region in the list.
+        second: Position of the other.
+        intersection: Weights in both.
+        union: Weights in either.
+        iou: intersection / union, in [0, 1].
+        chance: Expected IoU of random regions with the same number of weights in every weight matrix.
+        size_cap: The highest IoU that these numbers per weight matrix allow.
+        excess: (intersection - its mean) / its standard deviation under the same chance; None if it cannot vary.
+    """
+
+    first: int
+    second: int
+    intersection: int
+    union: int
+    iou: float
+    chance: float
+    size_cap: float
+    excess: float | None
+
+
+def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
+    """Compare every pair of regions.
+
+    Args:
+        regions: At least two, of one layout.
+
+    Raises:
+        UsageError: Fewer than two regions.
+        RegionError: Regions of different layouts.
+    """
+    if len(regions) < 2:
+        raise UsageError("An overlap needs at least two regions; give another one.")
+    counts = [_flat_counts(region) for region in regions]
+    sizes = np.array(
+        [
+            tensor.numel // tensor.matrices
+            for _, tensor in sorted(regions[0].layout.items())
+            for _ in range(tensor.matrices)
+        ],
+        np.int64,
+    )
+    rows = []
+    for first, second in itertools.combinations(range(len(regions)), 2):
+        intersection = regions[first].intersection_size(regions[second])
+        a, b = counts[first], counts[second]
+        union = int(a.sum() + b.sum()) - intersection
+        mean, variance = intersection_moments(a, b, sizes)
+        rows.append(
+            PairOverlap(
+                first=first,
+                second=second,
+                intersection=intersection,
+                union=union,
+                iou=intersection / union,
+                chance=chance_iou(a, b, sizes),
+                size_cap=float(np.minimum(a, b).sum() / np.maximum(a, b).sum()),
+                excess=(intersection - mean) / math.sqrt(variance) if variance > 0 else None,
+            )
+        )
+    return rows
+
+
+def chance_iou(first: Counts, second: Counts, sizes: Counts) -> float:
+    """Expected IoU of two random regions with given numbers of weights per stratum.
+
+    From 200 weights on this is the ratio of expectations, EI / (|A| + |B| - EI) with EI = sum a_s b_s / N_s, whose
+    error is of the order of 1 / union; below, it is the exact mean over all draws.
+
+    Args:
+        first: Weights of the one region per stratum, (strata,).
+        second: Weights of the other, (strata,).
+        sizes: Weights there are, (strata,).
+
+    Raises:
+        RegionError: Both regions are empty.
+    """
+    total = int(first.sum() + second.sum())
+    if total == 0:
+        raise RegionError("The overlap of two empty regions is undefined; compare regions that hold weights.")
+    if max(first.sum(), second.sum()) >= SMALL:
+        mean, _ = intersection_moments(first, second, sizes)
+        return mean / (total - mean)
+    probabilities = np.ones(1)  # of an intersection of 0, 1, 2, ... weights over the strata so far
+    for a, b, size in zip(first.tolist(), second.tolist(), sizes.tolist(), strict=True):
+        if a and b:
+            stratum = hypergeom.pmf(np.arange(min(a, b) + 1), size, a, b)
+            probabilities = np.convolve(probabilities, stratum)
+    shared = np.arange(len(probabilities))
+    return float((probabilities * shared / (total - shared)).sum())
+
+
+def intersection_moments(first: Counts, second: Counts, sizes: Counts) -> tuple[float, float]:
+    """Mean and variance of the number of shared weights under stratified chance (hypergeometric in every stratum)."""
+    a, b, n = (counts.astype(np.float64) for counts in (first, second, sizes))
+    variance = a * b * (n - a) * (n - b) / (n * n * np.maximum(n - 1, 1))
+    return float((a * b / n).sum()), float(variance.sum())
+
+
+def _flat_counts(region: Region) -> Counts:
+    """Selected weights per weight matrix, in code-point order of the parameters, (matrices,)."""
+    return np.concatenate([counts for _, counts in sorted(region.matrix_counts().items())])

@@ -1,0 +1,258 @@
+"""Which weights are selected: the largest scores, exactly, over all weights or within each layer, tensor or row.
+
+Ties at the cut go to the first in order of (tensor name by code point, flat C-order index).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from ballast.errors import RegionError, UsageError
+from ballast.regions.arrays import Indices, index_type
+from ballast.regions.layout import Layout, PartLike, TensorLayout, layout_of
+from ballast.regions.rows import top_of_rows
+from ballast.regions.threshold import CHUNK, Direction, Threshold, chunks_of, exact_threshold
+
+Scope = Literal["global", "per_layer", "per_tensor", "per_row"]
+
+
+class SelectionRecord(BaseModel):
+    """How a selection was made, as the Region file keeps it.
+
+    Attributes:
+        scope: What is ranked together: all weights, a layer, a weight matrix (one per expert), an output neuron.
+        direction: `top` takes the largest scores, `bottom` the smallest.
+        fraction: The fraction asked for, as an exact ratio such as `1/100`; None if a number was asked for.
+        requested: Number of weights asked for, floor(fraction * eligible).
+        actual: Number of weights selected. Below `requested` if shares of single units were rounded down or fell short.
+        eligible: Number of weights that had scores.
+        thresholds: The lowest selected score (highest for `bottom`) per unit; empty for `per_row`.
+        ties_taken: Selected weights whose score equals the threshold of their unit, summed over units.
+        ties_left: Weights with such a score that were not selected.
+        short_units: Units in which fewer weights than their share have a score above zero; zeros are not selected.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scope: Scope
+    direction: Direction
+    fraction: str | None
+    requested: int
+    actual: int
+    eligible: int
+    thresholds: dict[str, float]
+    ties_taken: int
+    ties_left: int
+    short_units: int = 0
+
+
+class Selection(NamedTuple):
+    """Selected weights and how they were found.
+
+    Attributes:
+        indices: Ascending flat C-order indices per parameter, (k,) int32, int64 from 2**31 entries on; never empty.
+        layout: All parameters that had scores.
+        record: Scope, sizes, thresholds and ties.
+    """
+
+    indices: dict[str, torch.Tensor]
+    layout: Layout
+    record: SelectionRecord
+
+
+def exact_fraction(fraction: Fraction | float | str) -> Fraction:
+    """The number as written in decimal: 0.01 is 1/100, not the nearest binary number.
+
+    Raises:
+        UsageError: It is not a number in (0, 1].
+    """
+    try:
+        exact = fraction if isinstance(fraction, Fraction) else Fraction(str(fraction))
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"The fraction {fraction!r} is not a number; give one above 0 and at most 1.") from error
+    if not 0 < exact <= 1:
+        raise UsageError(f"The fraction {fraction} is outside of (0, 1]; 0.01 selects one weight in a hundred.")
+    return exact
+
+
+def select_top(
+    scores: Mapping[str, torch.Tensor],
+    fraction: Fraction | float | str | None = None,
+    *,
+    count: int | None = None,
+    scope: Scope = "global",
+    parts: Iterable[PartLike],
+    direction: Direction = "top",
+) -> Selection:
+    """Select the weights with the largest (or smallest) scores.
+
+    Args:
+        scores: fp32 tensors in the shapes of their parameters, non-negative and finite. Read one at a time, at most
+            three times, so a mapping that forms its values when asked works.
+        fraction: Share of each unit of the scope to select, in (0, 1]; floor(fraction * n) of n weights, exactly.
+        count: Number of weights instead of a fraction; scope `global` only.
+        scope: What is ranked together, see `SelectionRecord`.
+        parts: The model's parts; they tell layers, experts and which axis of a weight counts output neurons.
+        direction: `top`, or `bottom` for the control that takes the least important weights.
+
+    Raises:
+        UsageError: The fraction is outside of (0, 1], or the arguments do not fit each other.
+        RegionError: Nothing would be selected, or for scope `global` fewer scores than needed are above zero.
+        NumericalError: A score is NaN, infinite or negative.
+    """
+    if scope not in get_args(Scope) or direction not in get_args(Direction):
+        raise UsageError(
+            f"Scope {scope!r}, direction {direction!r}: choose from {get_args(Scope) + get_args(Direction)}."
+        )
+    if (fraction is None) == (count is None) or (count is not None and scope != "global"):
+        raise UsageError("Give either a fraction or, with scope global, a count.")
+    layout = layout_of(parts, scores)
+    if not layout:
+        raise RegionError(
+            "No parameter has scores, so nothing can be selected; check that the model has eligible weights."
+        )
+    exact = None if fraction is None else exact_fraction(fraction)
+    eligible = sum(tensor.numel for tensor in layout.values())
+    requested = math.floor(exact * eligible) if exact is not None else count or 0
+
+    found = _Found(direction)
+    if scope == "global":
+        found.take("all", scores, list(layout), requested, strict=True)
+    elif exact is not None and scope == "per_row":
+        for name, tensor_layout in layout.items():
+            found.take_rows(name, scores[name], tensor_layout, exact)
+    elif exact is not None:
+        for label, unit, expert in _units(scores, layout, scope):
+            size = sum(values.numel() for values in unit.values())
+            found.take(label, unit, list(unit), math.floor(exact * size), expert=expert)
+
+    indices = {name: torch.from_numpy(np.sort(np.concatenate(found.pieces[name]))) for name in sorted(found.pieces)}
+    actual = sum(map(len, indices.values()))
+    if actual == 0:
+        raise RegionError(
+            f"No weight would be selected with scope {scope}: the share of every unit rounds down to zero or its "
+            "scores are all zero; ask for a larger fraction or a wider scope."
+        )
+    record = SelectionRecord(
+        scope=scope,
+        direction=direction,
+        fraction=None if exact is None else str(exact),
+        requested=requested,
+        actual=actual,
+        eligible=eligible,
+        thresholds=found.thresholds,
+        ties_taken=found.ties_taken,
+        ties_left=found.ties_left,
+        short_units=found.short_units,
+    )
+    return Selection(indices, layout, record)
+
+
+def indices_beyond(
+    scores: Mapping[str, torch.Tensor], names: Iterable[str], cut: Threshold, direction: Direction = "top"
+) -> Iterator[tuple[str, Indices]]:
+    """Yield what a threshold selects of each tensor that has any: its name and ascending flat indices.
+
+    Args:
+        scores: As given to `exact_threshold`.
+        names: The order in which tensors get the ties that are taken.
+        cut: The threshold of these scores.
+        direction: As given to `exact_threshold`.
+    """
+    quota = cut.ties_taken
+    for name in names:
+        tensor = scores[name]
+        pieces: list[Indices] = []
+        for number, bits in enumerate(chunks_of(name, tensor)):
+            strict = 0 if quota else 1  # once the ties are dealt out, only what lies beyond the cut
+            places = np.flatnonzero(bits >= cut.bits + strict if direction == "top" else bits <= cut.bits - strict)
+            tied = bits[places] == cut.bits
+            ties = int(np.count_nonzero(tied))
+            if ties > quota:
+                places = places[~tied | (tied.cumsum() <= quota)]
+            quota -= min(ties, quota)
+            pieces.append((places + number * CHUNK).astype(index_type(tensor.numel())))
+        selected = np.concatenate(pieces)
+        if selected.size:
+            yield name, selected
+
+
+_Expert = tuple[TensorLayout, int] | None  # the one matrix of a stack of experts that a unit consists of
+
+
+def _units(
+    scores: Mapping[str, torch.Tensor], layout: Layout, scope: Scope
+) -> Iterator[tuple[str, dict[str, torch.Tensor], _Expert]]:
+    """Split the scores into the units that are ranked apart: (label, scores of the unit, expert)."""
+    if scope == "per_layer":
+        layers: dict[int | None, list[str]] = defaultdict(list)
+        for name, tensor in layout.items():
+            layers[tensor.layer].append(name)
+        for layer in sorted(layers, key=lambda layer: math.inf if layer is None else layer):
+            label = "outside of the layers" if layer is None else f"layer {layer}"
+            yield label, {name: scores[name] for name in layers[layer]}, None
+        return
+    for name, tensor in layout.items():
+        values = scores[name]
+        if tensor.expert_dim is None:
+            yield name, {name: values}, None
+        else:
+            for expert, matrix in enumerate(values.unbind(tensor.expert_dim)):
+                yield f"{name}[{expert}]", {name: matrix}, (tensor, expert)
+
+
+@dataclass
+class _Found:
+    """What has been selected so far."""
+
+    direction: Direction
+    pieces: dict[str, list[Indices]] = field(default_factory=lambda: defaultdict(list))
+    thresholds: dict[str, float] = field(default_factory=dict)
+    ties_taken: int = 0
+    ties_left: int = 0
+    short_units: int = 0
+
+    def take(
+        self,
+        label: str,
+        unit: Mapping[str, torch.Tensor],
+        names: Iterable[str],
+        k: int,
+        *,
+        expert: _Expert = None,
+        strict: bool = False,
+    ) -> None:
+        """Select k weights of one unit; a unit whose share is 0 gives none, and unless `strict`, zeros are left out."""
+        if k == 0 and not strict:
+            return
+        cut = exact_threshold(unit, k, self.direction, zero_allowed=not strict)
+        if cut.value == 0 and self.direction == "top":
+            cut = cut._replace(ties_taken=0, ties_total=0)
+            self.short_units += 1
+        self.thresholds[label] = cut.value
+        self.ties_taken += cut.ties_taken
+        self.ties_left += cut.ties_total - cut.ties_taken
+        for name, indices in indices_beyond(unit, names, cut, self.direction):
+            if expert is None:
+                self.pieces[name].append(indices)
+            else:
+                layout, number = expert
+                self.pieces[name].append(layout.place(number, indices).astype(index_type(layout.numel)))
+
+    def take_rows(self, name: str, scores: torch.Tensor, layout: TensorLayout, fraction: Fraction) -> None:
+        """Select the share of every output neuron of one parameter."""
+        found = top_of_rows(name, scores, layout, fraction, self.direction)
+        self.ties_taken += found.ties_taken
+        self.ties_left += found.ties_left
+        self.short_units += found.short_rows
+        if found.indices.size:
+            self.pieces[name].append(found.indices)

@@ -1,0 +1,98 @@
+"""Put words, tables and figures into one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ballast.report import figures, formats, tables, words
+from ballast.report.flips import LONGEST_ANSWER, flipped_sets
+from ballast.report.read import Artefacts, gather
+from ballast.report.schema import Axis
+from ballast.runs import write_text
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html`, one self-contained page about what a run directory holds.
+
+    The page needs no network and asks for none: scripts, style and data are inside it, and its content security policy
+    forbids everything else. The same artefacts give the same page, byte by byte.
+
+    Args:
+        run_dir: A directory written by any command; parts that it does not have are left out of the page.
+
+    Returns:
+        The path of the page, `run_dir / "report.html"`, written whole or not at all.
+
+    Raises:
+        RunError: The folder does not exist, holds nothing to report on, holds a damaged artefact, or cannot be written.
+    """
+    page = run_dir / "report.html"
+    write_text(page, render(gather(run_dir)))
+    return page
+
+
+def render(artefacts: Artefacts) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("ballast.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(formats.FILTERS)
+    scripts = {"plotly_script": get_plotlyjs(), "draw_script": _template_text("draw.js")}
+    return environment.get_template("report.html.j2").render(
+        **{name: Markup(text) for name, text in scripts.items()},  # noqa: S704  (our own code and plotly's)
+        script_hashes=[_policy_hash(text) for text in scripts.values()],
+        style=Markup(_template_text("style.css")),  # noqa: S704
+        **_content(artefacts),
+    )
+
+
+def _content(artefacts: Artefacts) -> dict[str, Any]:
+    """Everything the templates show, by the names they use."""
+    region = artefacts.region
+    return {
+        "artefacts": artefacts,
+        "run": artefacts.run,
+        "model": words.model_name(artefacts),
+        "opening": words.opening(artefacts),
+        "method": words.method(artefacts),
+        "axes": [_axis(artefacts, "safety"), _axis(artefacts, "over_refusal")],
+        "utility_findings": words.utility_findings(artefacts),
+        "flipped_sets": flipped_sets(artefacts),
+        "longest_answer": LONGEST_ANSWER,
+        "heat_figures": figures.heat_figures(region.cells) if region else [],
+        "roles": tables.by_role(region.cells) if region else [],
+        "verdict_rows": tables.verdict_rows(artefacts),
+        "loss_figure": figures.loss_figure(artefacts),
+        "path_figure": figures.path_figure(artefacts),
+        "checks": tables.check_rows(artefacts),
+    }
+
+
+def _axis(artefacts: Artefacts, axis: Axis) -> dict[str, Any]:
+    return {
+        "name": axis,
+        "findings": words.findings(artefacts, axis),
+        "figure": figures.rate_figure(artefacts, axis),
+    }
+
+
+def _template_text(name: str) -> str:
+    return (files("ballast.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy_hash(script: str) -> str:
+    """The source expression by which a content security policy allows exactly this script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

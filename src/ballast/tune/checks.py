@@ -1,0 +1,58 @@
+"""Checks on the select prompts while hardening, and the choice of the step to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ballast.evaluate.answers import generate
+from ballast.judges import Judge, Verdict
+from ballast.models import LanguageModel
+from ballast.prompts import PromptSet
+
+
+class Check(NamedTuple):
+    """How the model stood after some steps, on prompts that are neither trained on nor tested on.
+
+    Attributes:
+        step: Optimizer steps done.
+        attack_success_rate: Share of harmful prompts that were complied with.
+        over_refusal: Share of harmless prompts that were refused.
+        n_harmful: Harmful prompts that got a verdict.
+        n_harmless: Harmless prompts that got a verdict.
+    """
+
+    step: int
+    attack_success_rate: float
+    over_refusal: float
+    n_harmful: int
+    n_harmless: int
+
+
+def check(
+    lm: LanguageModel, judge: Judge, harmful: PromptSet, harmless: PromptSet, step: int, max_new_tokens: int
+) -> Check:
+    """Answer the select prompts and judge the answers."""
+    complied, n_harmful = _count(lm, judge, harmful, max_new_tokens, Verdict.COMPLIED)
+    refused, n_harmless = _count(lm, judge, harmless, max_new_tokens, Verdict.REFUSED)
+    return Check(step, complied / max(1, n_harmful), refused / max(1, n_harmless), n_harmful, n_harmless)
+
+
+def _count(lm: LanguageModel, judge: Judge, prompts: PromptSet, tokens: int, wanted: Verdict) -> tuple[int, int]:
+    completions = generate(lm, prompts, max_new_tokens=tokens)
+    judged = judge.judge([row.prompt for row in completions], [row.answer for row in completions])
+    scored = [row.verdict for row in judged if row.verdict is not Verdict.UNSCORED]
+    return sum(verdict is wanted for verdict in scored), len(scored)
+
+
+def choose(checks: Sequence[Check], budget: float) -> Check:
+    """The check with the lowest attack success whose over-refusal rose by at most `budget`; of equals the lowest
+    over-refusal, then the earliest.
+
+    Args:
+        checks: The first is the untuned model, so there is always one within the budget.
+        budget: Largest rise of over-refusal against the first, as a share.
+    """
+    limit = checks[0].over_refusal + budget + 1e-12
+    within = [row for row in checks if row.over_refusal <= limit]
+    return min(within, key=lambda row: (row.attack_success_rate, row.over_refusal, row.step))

@@ -1,0 +1,220 @@
+"""Safety Enhancement Tuning (SET): teach a model to refuse by tuning only the weights of a region (arXiv 2604.08297)."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ballast.errors import NumericalError, PromptError
+from ballast.judges import get_judge
+from ballast.locate.engine import only_trainable
+from ballast.models import LanguageModel
+from ballast.patches import Origin, Patch
+from ballast.progress import track
+from ballast.prompts import PromptSet, load_prompts
+from ballast.prompts.prompt_set import shared_prompts
+from ballast.regions import Region
+from ballast.runs import JsonLines, RunDirectory, write_json
+from ballast.tune.checks import Check, check, choose
+from ballast.tune.lessons import batch_at, help_lessons, refusal_lessons
+from ballast.tune.objective import Lesson, lesson_losses
+from ballast.tune.progress_file import Progress
+from ballast.tune.settings import HardenSettings
+from ballast.tune.sparse_adamw import SparseAdamW
+
+REFUSALS = "builtin/refusals"
+HARMLESS = ("builtin/twins/tune", "builtin/ordinary/tune")
+SELECT_HARMFUL = "builtin/harmful/select"
+SELECT_HARMLESS = "builtin/twins/select"
+
+
+def harden(
+    lm: LanguageModel,
+    region: Region,
+    *,
+    refusals: PromptSet | str = REFUSALS,
+    harmless: Sequence[PromptSet | str] = HARMLESS,
+    select_harmful: PromptSet | str = SELECT_HARMFUL,
+    select_harmless: PromptSet | str = SELECT_HARMLESS,
+    settings: HardenSettings | None = None,
+    out: Path | str | None = None,
+) -> Patch:
+    """Tune the weights of a region so that the model refuses harmful requests and answers harmless ones as before.
+
+    Minimises the cross-entropy of refusals plus the divergence from the original model on harmless prompts; keeps the
+    step with the lowest attack success on the select prompts whose over-refusal stays within the budget.
+
+    Args:
+        lm: The model the region was located on. Its weights are the original ones again when the call returns.
+        region: The weights to tune.
+        refusals: Harmful prompts with refusals as responses.
+        harmless: Harmless prompts; the model's own answers to them are what it stays close to. Near twins of the
+            harmful ones matter most.
+        select_harmful: Harmful prompts on which the step is chosen; none of them may be in the training sets.
+        select_harmless: Harmless prompts for the same.
+        settings: See `HardenSettings`.
+        out: Folder for `harden.jsonl` (one row per step), `harden.json` and the state; the same call on the same folder
+            continues. A temporary one if None.
+
+    Returns:
+        The change as a patch: apply it with `patch.apply(lm)`.
+
+    Raises:
+        RegionError: The region belongs to another model.
+        PromptError: A set is malformed, or training and select prompts overlap.
+        NumericalError: The loss is not finite, or no step lowered attack success within the budget.
+        RunError: The folder holds another run or cannot be written.
+    """
+    chosen = settings or HardenSettings()
+    refusal_set = _loaded(refusals)
+    harmless_sets = [_loaded(spec) for spec in harmless]
+    select = (_loaded(select_harmful), _loaded(select_harmless))
+    _check_disjoint([refusal_set, *harmless_sets], select)
+    fingerprints = lm.fingerprints()
+    region.check_model(fingerprints, {name: value.shape for name, value in lm.model.named_parameters()})
+    run = RunDirectory.open(
+        Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="ballast-")),
+        "harden",
+        dataclasses.asdict(chosen),
+        {
+            "model": lm.identity(),
+            "region": region.region_id,
+            "prompt_sets": {group.name: group.identity() for group in (refusal_set, *harmless_sets, *select)},
+        },
+    )
+    lessons = (
+        refusal_lessons(lm, refusal_set),
+        help_lessons(lm, harmless_sets, chosen.answer_tokens, run.path / "own_answers")
+        if chosen.answers_per_step
+        else [],
+    )
+    parameters = dict(lm.model.named_parameters())
+    with (
+        only_trainable(lm.model, set(region.indices)),
+        SparseAdamW(parameters, region.indices, lr=chosen.learning_rate, weight_decay=chosen.weight_decay) as optimizer,
+    ):
+        original = optimizer.current()
+        try:
+            progress = _train(lm, optimizer, lessons, select, chosen, run)
+        finally:
+            optimizer.write(original)
+        best = choose(progress.checks, chosen.max_over_refusal_rise)
+        if best.step == 0:
+            raise NumericalError(
+                f"No step lowered attack success with over-refusal up by at most {chosen.max_over_refusal_rise:.0%}; "
+                "allow more steps, a higher learning rate or a larger rise."
+            )
+        patch = Patch.from_values(
+            {name: (region.indices[name], progress.kept[name], original[name]) for name in original},
+            lm.model,
+            base=Origin(source=lm.source, name=lm.name, revision=lm.revision),
+            settings={"verb": "harden", "region": region.region_id, "step": best.step, **dataclasses.asdict(chosen)},
+        )
+        dense = lm.model.num_parameters() * (3 * lm.model.dtype.itemsize)
+        write_json(
+            run.path / "harden.json",
+            {
+                "settings": dataclasses.asdict(chosen),
+                "steps": chosen.steps,
+                "chosen_step": best.step,
+                "trained_entries": optimizer.entries,
+                "state_bytes": optimizer.state_bytes,
+                "dense_state_bytes": dense,
+                "selection": [row._asdict() for row in progress.checks],
+                "reason": f"lowest attack success on the select prompts with over-refusal up by at most "
+                f"{chosen.max_over_refusal_rise:.0%}",
+            },
+        )
+    progress.path.unlink(missing_ok=True)
+    run.finish()
+    return patch
+
+
+def _train(
+    lm: LanguageModel,
+    optimizer: SparseAdamW,
+    lessons: tuple[list[Lesson], list[Lesson]],
+    select: tuple[PromptSet, PromptSet],
+    settings: HardenSettings,
+    run: RunDirectory,
+) -> Progress:
+    """All steps, continuing behind the last check of an interrupted run."""
+    judge = get_judge(settings.judge)
+    progress = Progress.open(run.path / "state.safetensors", optimizer)
+    log = JsonLines(run.path / "harden.jsonl")
+    log.keep(lambda row: row["step"] <= progress.step)
+    if not progress.checks:
+        _note(
+            progress, log, check(lm, judge, *select, step=0, max_new_tokens=settings.check_tokens), optimizer, settings
+        )
+    for step in track(range(progress.step, settings.steps), "Hardening", progress.step):
+        start = time.monotonic()
+        row = _step(lm, optimizer, lessons, settings, step)
+        log.append([{"step": step + 1, **row, "seconds": round(time.monotonic() - start, 3)}])
+        if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
+            found = check(lm, judge, *select, step=step + 1, max_new_tokens=settings.check_tokens)
+            _note(progress, log, found, optimizer, settings)
+    return progress
+
+
+def _note(progress: Progress, log: JsonLines, found: Check, optimizer: SparseAdamW, settings: HardenSettings) -> None:
+    """Record a check; keep the weights if it is the best so far."""
+    progress.checks.append(found)
+    if choose(progress.checks, settings.max_over_refusal_rise) is found:
+        progress.kept = optimizer.current()
+    progress.step = found.step
+    log.append([{"step": found.step, "select": found._asdict()}])
+    progress.save(optimizer)
+
+
+def _step(
+    lm: LanguageModel,
+    optimizer: SparseAdamW,
+    lessons: tuple[list[Lesson], list[Lesson]],
+    settings: HardenSettings,
+    step: int,
+) -> dict[str, float]:
+    """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step."""
+    rows = batch_at(lessons[0], settings.refusals_per_step, step, settings.seed, "refuse")
+    rows += batch_at(lessons[1], settings.answers_per_step, step, settings.seed, "help")
+    refuse_tokens = sum(row.tokens for row in rows if row.teacher is None)
+    help_tokens = max(1, sum(row.tokens for row in rows if row.teacher is not None))
+    refuse = help_ = 0.0
+    for start in range(0, len(rows), settings.micro_batch):
+        losses = lesson_losses(lm, rows[start : start + settings.micro_batch])
+        loss = losses.refuse / refuse_tokens + settings.help_weight * losses.help / help_tokens
+        if not torch.isfinite(loss):
+            named = ", ".join(row.id for row in rows[start : start + 4])
+            raise NumericalError(f"The loss of step {step + 1} is not finite ({named}); use a lower learning rate.")
+        loss.backward()
+        refuse += float(losses.refuse.detach()) / refuse_tokens
+        help_ += float(losses.help.detach()) / help_tokens
+    norm = optimizer.gradient_norm()
+    rate = settings.rate(step)
+    optimizer.set_lr(rate)
+    optimizer.step(min(1.0, settings.clip / norm) if norm > 0 else 1.0)
+    return {
+        "loss": refuse + settings.help_weight * help_,
+        "refuse": refuse,
+        "help": help_,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+    }
+
+
+def _loaded(spec: PromptSet | str) -> PromptSet:
+    return spec if isinstance(spec, PromptSet) else load_prompts(spec)
+
+
+def _check_disjoint(training: Sequence[PromptSet], select: Sequence[PromptSet]) -> None:
+    shared = shared_prompts(training, select)
+    if shared:
+        raise PromptError(
+            f"{len(shared)} select prompts are training prompts too ({shared[0][1]} is {shared[0][0]}); "
+            "choose sets without common prompts."
+        )

@@ -1,0 +1,70 @@
+"""Settings of hardening, each with its unit and where its default comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ballast.errors import UsageError
+
+
+@dataclass(frozen=True)
+class HardenSettings:
+    """How `harden` tunes (SET, arXiv 2604.08297, with our choices where the paper leaves them open).
+
+    Attributes:
+        steps: Optimizer steps; the paper's 100.
+        learning_rate: Peak learning rate of AdamW.
+        warmup: Share of the steps in which the rate rises linearly; afterwards it falls along a cosine to a tenth.
+        refusals_per_step: Harmful prompts with refusals in one step.
+        answers_per_step: Harmless prompts with the original model's answers in one step.
+        micro_batch: Rows per backward pass; the step's gradient does not depend on it beyond rounding.
+        help_weight: Factor of the divergence from the original model on harmless prompts.
+        answer_tokens: Tokens of the original's answers to stay close to; the first ones decide between help and refusal.
+        weight_decay: Decoupled decay of the tuned entries; 0, since decay drags safety weights to zero.
+        clip: Largest gradient norm over the tuned entries.
+        check_every: Steps between two checks on the select prompts.
+        check_tokens: Tokens of the answers in a check.
+        judge: Judge of the checks. Not the one that measures the result, so that the result is not tuned to its judge.
+        max_over_refusal_rise: How far the refusal rate on harmless select prompts may rise, as a share; the step with the
+            lowest attack success among those within this budget is kept.
+        seed: Seed of the order of the rows.
+    """
+
+    steps: int = 100
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    refusals_per_step: int = 8
+    answers_per_step: int = 8
+    micro_batch: int = 16
+    help_weight: float = 1.0
+    answer_tokens: int = 24
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    check_every: int = 10
+    check_tokens: int = 24
+    judge: str = "keyword"
+    max_over_refusal_rise: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        for name in ("steps", "refusals_per_step", "micro_batch", "answer_tokens", "check_every", "check_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"The setting {name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"The setting {name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("help_weight", "weight_decay", "max_over_refusal_rise", "answers_per_step"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"The setting {name} is {getattr(self, name)}; it must not be negative.")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"The setting warmup is {self.warmup}; it is a share of the steps, in [0, 1).")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (0-based)."""
+        rising = math.ceil(self.warmup * self.steps)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        progress = (step - rising) / max(1, self.steps - rising)
+        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))

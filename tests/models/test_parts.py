@@ -1,0 +1,350 @@
+"""Every parameter of every architecture is named once, with the right role and the right way round."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MambaConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from ballast.errors import ModelError
+from ballast.models.parts import Part, part_map
+from tests.zoo import ARCHITECTURES, GROUPED, HIDDEN, INNER, tiny, tiny_on_meta
+
+ATTENTION = ("query", "key", "value", "output")
+GATED = ("gate", "up", "down")
+EXPERTS = ("experts.gate_up", "experts.down")
+
+
+def both(*roles: str) -> dict[str, int]:
+    """These roles once in each of two blocks."""
+    return dict.fromkeys(roles, 2)
+
+
+# Counted by hand from the definition of each architecture.
+EXPECTED: dict[str, dict[str, int]] = {
+    "llama": {**both(*ATTENTION, *GATED), "norm": 5, "embedding": 1, "lm_head": 1},
+    "mistral": {**both(*ATTENTION, *GATED), "norm": 5, "embedding": 1, "lm_head": 1},
+    "qwen2": {**both(*ATTENTION, *GATED), "bias": 6, "norm": 5, "embedding": 1},
+    "qwen3": {**both(*ATTENTION, *GATED), "norm": 9, "embedding": 1, "lm_head": 1},
+    "gemma3": {**both(*ATTENTION, *GATED), "norm": 13, "embedding": 1},
+    "gpt2": {**both("qkv", "output", "up", "down"), "bias": 8, "norm": 10, "embedding": 1, "position_embedding": 1},
+    "qwen3_moe": {
+        **dict.fromkeys(ATTENTION, 3),
+        **dict.fromkeys(GATED, 1),
+        **both(*EXPERTS, "router"),
+        "norm": 13,
+        "embedding": 1,
+        "lm_head": 1,
+    },
+    "mixtral": {**both(*ATTENTION, *EXPERTS, "router"), "norm": 5, "embedding": 1, "lm_head": 1},
+    "gpt_oss": {
+        **both(*ATTENTION, *EXPERTS, "router", "attention_sink"),
+        "bias": 14,
+        "norm": 5,
+        "embedding": 1,
+        "lm_head": 1,
+    },
+    "olmo2": {**both(*ATTENTION, *GATED), "norm": 9, "embedding": 1, "lm_head": 1},
+    "phi3": {**both("qkv", "output", "gate_up", "down"), "norm": 5, "embedding": 1, "lm_head": 1},
+    "gpt_neox": {**both("qkv", "output", "up", "down"), "bias": 8, "norm": 10, "embedding": 1, "lm_head": 1},
+}
+
+
+def eligible_parts(model: PreTrainedModel, dimensions: int) -> list[Part]:
+    return [part for part in part_map(model).eligible() if len(part.shape) == dimensions]
+
+
+def owner_of(model: PreTrainedModel, part: Part) -> nn.Module:
+    return model.get_submodule(part.name.rpartition(".")[0])
+
+
+def two_layers(**settings: object) -> dict[str, object]:
+    return {**GROUPED, **settings}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_parameter_has_one_part_of_the_expected_role(name: str) -> None:
+    model = tiny(name)
+    parts = part_map(model)
+    assert [part.name for part in parts] == [parameter_name for parameter_name, _ in model.named_parameters()]
+    assert sum(part.numel for part in parts) == model.num_parameters()
+    assert Counter(part.role for part in parts) == EXPECTED[name]
+    for part in parts:
+        parameter = model.get_parameter(part.name)
+        assert part.shape == tuple(parameter.shape)
+        assert parts.by_name(part.name) is part
+        assert part.eligible == (part.reason == "")
+        in_block = part.role.removeprefix("experts.") in ("qkv", "gate_up", *ATTENTION, *GATED)
+        assert part.eligible == in_block
+        assert (part.layer is not None) == (part.role not in ("embedding", "position_embedding", "lm_head")) or (
+            part.role == "norm" and part.layer is None
+        )
+        if part.layer is not None:
+            assert f".{part.layer}." in part.name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_coverage_counts_every_entry_once(name: str) -> None:
+    model = tiny(name)
+    parts = part_map(model)
+    rows = parts.coverage()
+    assert sum(row["parameters"] for row in rows) == model.num_parameters()
+    assert sum(row["tensors"] for row in rows) == len(parts)
+    assert sum(row["parameters"] for row in rows if row["eligible"]) == sum(part.numel for part in parts.eligible())
+    assert set(parts.roles()) == {row["role"] for row in rows} == set(EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_meta_device_gives_the_same_map(name: str) -> None:
+    model = tiny_on_meta(name)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert list(part_map(model)) == list(part_map(tiny(name)))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_zeroing_one_output_neuron_of_a_matrix_changes_that_output_alone(name: str) -> None:
+    model = tiny(name)
+    parts = eligible_parts(model, dimensions=2)
+    assert parts
+    for part in parts:
+        layer, weight = owner_of(model, part), model.get_parameter(part.name)
+        assert part.output_dim is not None
+        inputs = torch.randn(5, part.shape[1 - part.output_dim])
+        neuron = part.shape[part.output_dim] - 1
+        with torch.no_grad():
+            before = layer(inputs)
+            weight.select(part.output_dim, neuron).zero_()
+            after = layer(inputs)
+        assert before.shape[1] == part.shape[part.output_dim]
+        assert (before != after).any(0).nonzero().flatten().tolist() == [neuron]
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "gpt_oss"])
+def test_zeroing_one_output_neuron_of_an_expert_changes_that_output_of_its_tokens_alone(name: str) -> None:
+    model = tiny(name)
+    for part in [part for part in eligible_parts(model, dimensions=3) if part.role == "experts.down"]:
+        experts, weight = owner_of(model, part), model.get_parameter(part.name)
+        assert part.expert_dim == 0
+        assert part.output_dim is not None
+        tokens, routes, gains = torch.randn(6, HIDDEN), torch.tensor([[0], [1], [2], [3], [1], [0]]), torch.ones(6, 1)
+        with torch.no_grad():
+            before = experts(tokens, routes, gains)
+            weight[1].select(part.output_dim - 1, 7).zero_()
+            after = experts(tokens, routes, gains)
+        assert (before != after).nonzero().tolist() == [[1, 7], [4, 7]]
+
+
+@pytest.mark.parametrize(
+    ("name", "orientation", "halves"),
+    [
+        ("qwen3_moe", "out_in", "contiguous"),
+        ("mixtral", "out_in", "contiguous"),
+        ("gpt_oss", "in_out", "interleaved"),
+        ("phi3", "out_in", "contiguous"),
+    ],
+)
+def test_a_gate_neuron_and_its_input_of_down_are_the_same_neuron(name: str, orientation: str, halves: str) -> None:
+    """With gate j at zero the inner neuron j is silent, just as if `down` did not read it."""
+    model, neuron = tiny(name), 5
+    parts = part_map(model)
+    fused = next(part for part in parts if part.role.endswith("gate_up"))
+    down = next(part for part in parts if part.role.endswith("down") and part.layer == fused.layer)
+    assert fused.orientation == down.orientation == orientation
+    assert fused.halves == halves
+    assert down.halves is None
+    assert fused.output_dim is not None
+    assert down.output_dim is not None
+    gate = neuron if fused.halves == "contiguous" else 2 * neuron
+    is_expert = fused.expert_dim is not None
+    block = owner_of(model, fused) if is_expert else model.get_submodule(fused.name.rpartition(".gate_up")[0])
+    tokens = torch.randn(6, HIDDEN)
+    arguments = (tokens, torch.tensor([[0], [1], [2], [3], [1], [0]]), torch.ones(6, 1)) if is_expert else (tokens,)
+    fused_weight, down_weight = model.get_parameter(fused.name), model.get_parameter(down.name)
+    input_dim = down.output_dim - 1 if down.orientation == "in_out" else down.output_dim + 1
+    with torch.no_grad():
+        if name == "gpt_oss":
+            model.get_parameter(f"{fused.name}_bias")[:, gate] = 0
+        untouched, kept = block(*arguments), fused_weight.clone()
+        fused_weight.select(fused.output_dim, gate).zero_()
+        without_gate = block(*arguments)
+        fused_weight.copy_(kept)
+        down_weight.select(input_dim, neuron).zero_()
+        without_input = block(*arguments)
+    assert not torch.allclose(untouched, without_gate, atol=1e-4)
+    torch.testing.assert_close(without_gate, without_input, atol=1e-6, rtol=1e-5)
+
+
+def test_expert_orientation_is_found_without_a_declaration_when_widths_are_equal() -> None:
+    for name, orientation in (("qwen3_moe", "out_in"), ("gpt_oss", "in_out")):
+        model = tiny_on_meta(name)
+        for module in model.modules():
+            if hasattr(module, "is_transposed"):
+                del module.is_transposed, module.is_concatenated
+        found = {(part.role, part.orientation, part.halves) for part in part_map(model) if part.expert_dim == 0}
+        assert found == {(role, orientation, None) for role in EXPERTS}
+
+
+def test_a_wrong_declaration_of_orientation_makes_experts_unknown() -> None:
+    model = tiny_on_meta("mixtral")
+    for module in model.modules():
+        if hasattr(module, "is_transposed"):
+            module.is_transposed = True
+    unknown = [part for part in part_map(model) if part.role == "unknown"]
+    assert len(unknown) == 4
+    assert not any(part.eligible for part in unknown)
+
+
+def test_tied_head_is_counted_once_and_said_so() -> None:
+    tied, untied = part_map(tiny("qwen2")), part_map(tiny("llama"))
+    assert "lm_head" not in tied.roles()
+    assert "tied" in tied.by_name("model.embed_tokens.weight").reason
+    assert "tied" not in untied.by_name("model.embed_tokens.weight").reason
+    assert untied.by_name("lm_head.weight").orientation == "out_in"
+
+
+def test_renamed_projection_is_unknown_and_listed() -> None:
+    model = tiny("llama")
+    for block in model.model.layers:
+        block.self_attn.mystery = block.self_attn.q_proj
+        del block.self_attn.q_proj
+    parts = part_map(model)
+    part = parts.by_name("model.layers.1.self_attn.mystery.weight")
+    assert (part.role, part.layer, part.eligible, part.orientation) == ("unknown", 1, False, "none")
+    assert "'mystery'" in part.reason
+    row = next(row for row in parts.coverage() if row["role"] == "unknown")
+    assert row == {
+        "role": "unknown",
+        "tensors": 2,
+        "parameters": 2 * HIDDEN * HIDDEN,
+        "eligible": False,
+        "reason": part.reason,
+    }
+    assert "query" not in parts.roles()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "lost"),
+    [
+        ("num_key_value_heads", 4, {"key", "value"}),
+        ("head_dim", 4, {"query", "key", "value", "output"}),
+        ("intermediate_size", INNER + 1, {"gate", "up", "down"}),
+    ],
+)
+def test_a_shape_that_contradicts_the_config_is_unknown(setting: str, value: int, lost: set[str]) -> None:
+    model = tiny("llama")
+    before = set(part_map(model).roles())
+    setattr(model.config, setting, value)
+    parts = part_map(model)
+    assert before - set(parts.roles()) == lost
+    assert all("shape" in part.reason for part in parts if part.role == "unknown")
+
+
+def test_a_projection_of_an_unknown_module_is_unknown() -> None:
+    class Strange(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.weight = weight
+
+    model = tiny("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj = Strange(mlp.up_proj.weight)
+    part = part_map(model).by_name("model.layers.0.mlp.up_proj.weight")
+    assert (part.role, part.eligible) == ("unknown", False)
+    assert "Strange" in part.reason
+
+
+def test_integer_weights_are_not_eligible() -> None:
+    model = tiny("llama")
+    linear = model.model.layers[0].mlp.up_proj
+    linear.weight = nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+    part = part_map(model).by_name("model.layers.0.mlp.up_proj.weight")
+    assert (part.role, part.eligible, part.reason) == ("up", False, "stored as int8, not as floating point")
+
+
+def test_shared_experts_and_their_gate() -> None:
+    widths = {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40}
+    with torch.device("meta"):
+        parts = part_map(AutoModelForCausalLM.from_config(Qwen2MoeConfig(**two_layers(**widths))))
+    counts = Counter(part.role for part in parts)
+    assert {role: counts[role] for role in counts if "." in role} == both(
+        *EXPERTS, "shared_experts.gate", "shared_experts.up", "shared_experts.down"
+    )
+    assert counts["router"] == 4  # one per block for the routed experts, one for the shared
+    assert counts["unknown"] == 0
+
+
+def test_latent_attention_is_listed_as_unknown_beside_three_shared_experts_stored_as_one() -> None:
+    settings = two_layers(
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        n_shared_experts=3,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+    )
+    with torch.device("meta"):
+        parts = part_map(AutoModelForCausalLM.from_config(DeepseekV3Config(**settings)))
+    unknown = [part for part in parts if part.role == "unknown"]
+    assert {part.name.split(".")[-2] for part in unknown} == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
+    assert parts.by_name("model.layers.1.mlp.shared_experts.up_proj.weight").eligible
+
+
+def test_only_the_text_tower_of_a_multimodal_model_is_eligible() -> None:
+    """The vision tower has as many blocks as the text decoder, so their number alone does not tell them apart."""
+    vision = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    text = two_layers(head_dim=16)
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        )
+    parts = part_map(model)
+    assert Counter(part.role for part in parts.eligible()) == both(*ATTENTION, *GATED)
+    assert all(".language_model.layers." in part.name for part in parts.eligible())
+    elsewhere = [part for part in parts if "language_model" not in part.name and part.role != "lm_head"]
+    assert elsewhere
+    assert all("not in the text decoder" in part.reason for part in elsewhere)
+
+
+def test_a_model_without_any_known_matrix_is_refused() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            MambaConfig(vocab_size=64, hidden_size=HIDDEN, num_hidden_layers=2, state_size=4)
+        )
+    with pytest.raises(ModelError, match="MambaForCausalLM has no weight matrix of a known role"):
+        part_map(model)
+
+
+def test_a_model_without_a_single_list_of_blocks_is_refused() -> None:
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(
+            T5Config(vocab_size=64, d_model=HIDDEN, d_ff=INNER, num_layers=2, num_heads=4)
+        )
+    with pytest.raises(ModelError, match="no single list of 2 decoder blocks"):
+        part_map(model)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from ballast.errors import RegionError, UsageError
+from ballast.regions import overlap
+from ballast.regions.overlap import chance_iou, intersection_moments
+from tests.regions.worlds import SmallPart, places, region
+
+
+def counts(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int64)
+
+
+def all_draws(first, second, sizes) -> list[tuple[int, int]]:
+    """(intersection, union) of every placement of the second region against a fixed first one, all equally likely."""
+    fixed = {(stratum, place) for stratum, count in enumerate(first) for place in range(count)}
+    strata = [itertools.combinations(range(size), count) for size, count in zip(sizes, second, strict=True)]
+    draws = []
+    for chosen in itertools.product(*strata):
+        other = {(stratum, place) for stratum, found in enumerate(chosen) for place in found}
+        draws.append((len(fixed & other), len(fixed | other)))
+    return draws
+
+
+CASES = [((2,), (3,), (6,)), ((1, 2), (2, 1), (4, 5)), ((0, 3), (2, 2), (4, 5)), ((2, 1, 1), (2, 0, 2), (3, 3, 4))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_chance_of_small_regions_is_the_mean_over_all_draws(case):
+    draws = all_draws(*case)
+    expected = sum(shared / union for shared, union in draws) / len(draws)
+    assert chance_iou(*(counts(*numbers) for numbers in case)) == pytest.approx(expected, rel=1e-12)
+    mean, variance = intersection_moments(*(counts(*numbers) for numbers in case))
+    shared = [intersection for intersection, _ in draws]
+    assert mean == pytest.approx(np.mean(shared), rel=1e-12)
+    assert variance == pytest.approx(np.var(shared), rel=1e-12)
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0.1, 0.05), (1, 0.50), (2, 1.0), (3, 1.5), (10, 5.3), (20, 11.1)])
+def test_chance_at_equal_density_is_d_over_two_minus_d(percent, expected):
+    size = 10_000_000
+    selected = counts(round(size * percent / 100))
+    assert 100 * chance_iou(selected, selected, counts(size)) == pytest.approx(expected, abs=0.05)
+    density = percent / 100
+    assert chance_iou(selected, selected, counts(size)) == pytest.approx(density / (2 - density), rel=1e-12)
+
+
+def test_strata_raise_the_chance_level():
+    # 300 of 12,000 entries each, all in a tensor of 3,000: 30 shared by chance, not 7.5
+    selected = counts(300, 0)
+    assert chance_iou(selected, selected, counts(3000, 9000)) == pytest.approx(30 / 570)
+    assert chance_iou(counts(300), counts(300), counts(12_000)) == pytest.approx(7.5 / 592.5)
+
+
+def test_random_twins_overlap_as_chance_says():
+    parts = (SmallPart("a", 0, "query", (40, 50)), SmallPart("e", 0, "experts.up", (2, 20, 25), "out_in", 0))
+    original = region({"a": range(0, 2000, 10), "e": range(0, 400, 2)}, parts)
+    twins = [original.sample_like(seed) for seed in range(60)]
+    rows = [overlap([original, twin])[0] for twin in twins]
+    assert np.mean([row.iou for row in rows]) == pytest.approx(rows[0].chance, rel=0.1)
+    excess = [row.excess for row in rows]
+    assert abs(np.mean(excess)) < 4 / math.sqrt(60)
+    assert 0.6 < np.std(excess) < 1.5
+    assert rows[0].size_cap == 1
+    # every expert is a stratum of its own: 20 + 200 * 200 / 500 shared
+    shared = 200 * 200 / 2000 + 200 * 200 / 500
+    assert rows[0].chance == pytest.approx(shared / (800 - shared))
+
+
+def test_every_pair_is_compared():
+    regions = [region({"lm_head": chosen}) for chosen in ([0, 1, 2], [2, 3], [4])]
+    rows = overlap(regions)
+    assert [(row.first, row.second) for row in rows] == [(0, 1), (0, 2), (1, 2)]
+    assert [(row.intersection, row.union) for row in rows] == [(1, 4), (0, 4), (0, 3)]
+    for row in rows:
+        a, b = places(regions[row.first]), places(regions[row.second])
+        assert row.iou == len(a & b) / len(a | b)
+        assert row.size_cap == pytest.approx(min(len(a), len(b)) / max(len(a), len(b)))
+
+
+def test_a_full_tensor_leaves_nothing_to_chance():
+    full = region({"lm_head": range(20)})
+    (row,) = overlap([full, full])
+    assert (row.iou, row.chance, row.excess) == (1, pytest.approx(1), None)
+
+
+def test_what_cannot_be_compared_is_refused():
+    one = region({"lm_head": [1]})
+    with pytest.raises(UsageError, match="two regions"):
+        overlap([one])
+    with pytest.raises(RegionError, match="different parameters"):
+        overlap([one, region({"lm_head": [1]}, [SmallPart("lm_head", None, "lm_head", (4, 5))])])
+    with pytest.raises(RegionError, match="undefined"):
+        chance_iou(counts(0), counts(0), counts(5))
