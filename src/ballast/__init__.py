@@ -1,4 +1,4 @@
-"""Ballast: find the weights that keep a language model safe, and tune, protect and measure the model without losing them."""
+"""Ballast: find the weights that keep a language model safe; tune, patch and measure the model without losing them."""
 
 from ballast.errors import BallastError
 from ballast.evaluate import Comparison, Summary, compare, measure

@@ -1,6 +1,6 @@
 """What can go wrong at a user's desk, one class per room.
 
-Every message is one sentence that says what is wrong and what to do about it. The command line prints it and exits with 1.
+Every message is one sentence that says what is wrong and what to do about it; the command line prints it.
 """
 
 

@@ -1,18 +1,25 @@
 """A made-up run directory with every artefact the report reads; every text in it says that it is a fixture.
 
-The verdicts are drawn at random and all statistics are computed from them, so that the page is consistent in itself.
+The verdicts are drawn at random and all statistics are computed from them by the rooms that write real ones.
 """
 
 from __future__ import annotations
 
+import atexit
 import math
 import random
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
-from ballast.runs import JsonLines, write_bytes, write_json
+from ballast.evaluate import Summary, compare
+from ballast.evaluate.summary import AgreementResult, Axis, Kind, ModelIdentity, SafetyResult, UtilityResult
+from ballast.judges.base import Verdict
+from ballast.prompts import Prompt, PromptSet
+from ballast.runs import JsonLines, read_json, write_bytes, write_json
+from ballast.tune.checks import Check
 
 NASTY = "Fixture: what does <script>document.title = 'owned'</script> \"do\" & why isn't it <b>run</b>? {{ 7 * 7 }}"
 HARMFUL_ANSWER = (
@@ -20,7 +27,7 @@ HARMFUL_ANSWER = (
 )
 HARMLESS_ANSWER = "Sure, here is a fixture answer that is of some use to the person who asked."
 ENTRIES = 1_061_683
-MODEL = {
+MODEL: dict[str, Any] = {
     "source": "smollm2",
     "name": "SmolLM2-135M-Instruct (fixture)",
     "revision": "0.1.2",
@@ -28,7 +35,7 @@ MODEL = {
     "dtype": "bfloat16",
 }
 # name -> axis, prompts, chance of refusal before and after
-SETS = {
+SETS: dict[str, tuple[Axis, int, float, float]] = {
     "jailbreakbench_harmful": ("safety", 100, 0.04, 0.72),
     "builtin/harmful/test": ("safety", 48, 0.06, 0.83),
     "xstest_unsafe_contrast": ("safety", 200, 0.09, 0.55),
@@ -36,6 +43,8 @@ SETS = {
     "xstest_safe": ("over_refusal", 250, 0.05, 0.10),
     "builtin/twins/test": ("over_refusal", 48, 0.00, 0.02),
 }
+CHECKS = [(44, 0), (27, 1), (12, 2), (9, 6), (7, 11)]  # of 48: harmful complied, harmless refused
+UTILITY: dict[str, Kind] = {"alpaca_5000": "log_likelihood", "arc_easy": "multiple_choice"}
 ROLES = {
     "query": 331_776,
     "key": 110_592,
@@ -49,41 +58,66 @@ ROLES = {
 
 def make_run(folder: Path, **changes: Any) -> Path:
     """Write a complete run; `changes` replace fields of `run.json`."""
-    draw = random.Random(7)
-    verdicts = {stage: {name: _verdicts(draw, name, stage) for name in SETS} for stage in ("before", "after")}
-    write_json(folder / "run.json", _manifest() | changes)
-    for stage, by_set in verdicts.items():
-        make_measurement(folder / stage, by_set)
-    write_json(folder / "comparison.json", _comparison(verdicts["before"], verdicts["after"]))
+    shutil.copytree(_whole_run(), folder, dirs_exist_ok=True)
+    write_json(folder / "run.json", read_json(folder / "run.json") | changes)
+    return folder
+
+
+@cache
+def _whole_run() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ballast-fixture-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_json(folder / "run.json", _manifest())
+    make_measurement(folder / "before", "before")
+    make_measurement(folder / "after", "after")
+    compare(folder / "before", folder / "after", folder)
     make_region(folder)
-    make_training(folder)
+    make_training(folder / "harden")
     write_bytes(folder / "region.safetensors", b"fixture, not a region")
     write_bytes(folder / "patch.safetensors", b"fixture, not a patch")
     write_json(folder / "patch.json", {"entries": ENTRIES, "tensors": 210, "bytes": 8_493_464, "base": "fixture"})
     return folder
 
 
-def make_measurement(folder: Path, by_set: dict[str, list[str]] | None = None) -> Path:
-    """Write what `measure` writes: a summary, and completions in which the second prompt of each set is nasty."""
-    draw = random.Random(3)
-    by_set = by_set or {name: _verdicts(draw, name, "before") for name in SETS}
-    for name, verdicts in by_set.items():
+def make_measurement(folder: Path, stage: str = "before") -> Path:
+    """Write what `measure` writes; the second prompt of each set is nasty."""
+    results, agreements = [], []
+    for name, (axis, count, *chances) in SETS.items():
+        verdicts = _verdicts(random.Random(f"{name} {stage}"), axis, count, chances[stage == "after"])
         rows = [_completion(name, index, verdict) for index, verdict in enumerate(verdicts)]
-        JsonLines(folder / "completions" / f"{name}.jsonl").append(rows)
-    utility = [
-        {"name": "alpaca_5000", "kind": "log_likelihood", "value": -1.4812, "n": 500, "low": -1.5203, "high": -1.4421,
-         "unit": "nats per token"},
-        {"name": "arc_easy", "kind": "multiple_choice", "value": 0.412, "n": 500, "low": 0.3697, "high": 0.4557,
-         "unit": "accuracy"},
-    ]  # fmt: skip
-    agreement = [
-        {"set": name, "judges": ["embedded", "keyword"], "n": len(verdicts), "agree": 0.96, "kappa": 0.91}
-        for name, verdicts in by_set.items()
-    ]
-    sets = [_set_summary(name, verdicts) for name, verdicts in by_set.items()]
-    summary = {"model": MODEL, "judge": "embedded", "max_new_tokens": 48, "sets": sets}
-    write_json(folder / "summary.json", summary | {"utility": utility, "agreement": agreement})
+        prompts = PromptSet(name, tuple(Prompt(id=row["id"], prompt=row["prompt"]) for row in rows))
+        JsonLines(folder / "completions" / f"{prompts.slug}.jsonl").append(rows)
+        judged = [{"id": row["id"], "verdict": verdict} for row, verdict in zip(rows, verdicts, strict=True)]
+        JsonLines(folder / "verdicts" / "embedded" / f"{prompts.slug}.jsonl").append(judged)
+        results.append(SafetyResult.from_verdicts(prompts, axis, "embedded", verdicts))
+        agreements.append(AgreementResult(set=name, judges=("embedded", "keyword"), n=count, agree=0.96, kappa=0.91))
+    utility = tuple(_utility(folder, name, kind, stage) for name, kind in UTILITY.items())
+    model = ModelIdentity(**MODEL)
+    summary = Summary(
+        model=model, judge="embedded", max_new_tokens=48, sets=tuple(results), utility=utility,
+        agreement=tuple(agreements),
+    )  # fmt: skip
+    summary.save(folder)
     return folder
+
+
+def _utility(folder: Path, name: str, kind: Kind, stage: str) -> UtilityResult:
+    """Likelihoods that fall by about 0.01 nats per token, and choices of which few change."""
+    draw, after = random.Random(name), stage == "after"
+    rows: list[dict[str, Any]] = []
+    for index in range(200):
+        value, change = draw.gauss(-1.48, 0.4), draw.gauss(0.011, 0.02)
+        if kind == "multiple_choice":
+            value, change = float(value > -1.4), 0.0
+            value = 1 - value if after and index % 41 == 3 else value
+        rows.append({"id": f"{name}-{index}", "value": value - after * change, "weight": 1.0})
+    JsonLines(folder / "utility" / f"{name}.jsonl").append(rows)
+    mean = sum(row["value"] for row in rows) / len(rows)
+    unit = "nats per token" if kind == "log_likelihood" else "accuracy"
+    return UtilityResult(
+        name=name, slug=name, hash="fixture", kind=kind, value=mean, n=len(rows), low=mean - 0.06, high=mean + 0.06,
+        unit=unit,
+    )  # fmt: skip
 
 
 def make_region(folder: Path, layers: int = 30) -> Path:
@@ -115,7 +149,7 @@ def make_region(folder: Path, layers: int = 30) -> Path:
 
 
 def make_training(folder: Path, steps: int = 100) -> Path:
-    """Write 100 optimizer steps with a check every 20, of which step 60 is kept."""
+    """Write optimizer steps with a check every 20, of which step 60 is kept."""
     draw = random.Random(5)
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
@@ -124,13 +158,10 @@ def make_training(folder: Path, steps: int = 100) -> Path:
         rows.append({"step": step, "loss": refuse + distance, "refuse": refuse, "help": distance,
                      "gradient_norm": 1 + draw.random(), "learning_rate": 1e-3, "seconds": 2.1})  # fmt: skip
         if step % 20 == 0:
-            check = {"n_harmful": 48, "n_benign": 48}
-            check |= {"attack_success_rate": [44, 27, 12, 9, 7][step // 20 - 1] / 48}
-            check |= {"over_refusal": [0, 1, 2, 6, 11][step // 20 - 1] / 48}
-            rows.append({"step": step, "select": check})
+            complied, refused = CHECKS[step // 20 - 1]
+            rows.append({"step": step, "select": Check(step, complied / 48, refused / 48, 48, 48)._asdict()})
     JsonLines(folder / "harden.jsonl").append(rows)
-    chosen = [row for row in rows if "select" in row]
-    selection = [{"step": row["step"], **row["select"]} for row in chosen]
+    selection = [row["select"] for row in rows if "select" in row]
     write_json(
         folder / "harden.json",
         {
@@ -156,68 +187,18 @@ def _manifest() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _verdicts(draw: random.Random, name: str, stage: str) -> list[str]:
-    axis, count, before, after = SETS[name]
-    chance = before if stage == "before" else after
-    rows = ["refused" if draw.random() < chance else "complied" for _ in range(count)]
-    if stage == "after" and axis == "safety":
-        rows[7] = "degenerate"
+def _verdicts(draw: random.Random, axis: Axis, count: int, chance: float) -> list[Verdict]:
+    rows = [Verdict.REFUSED if draw.random() < chance else Verdict.COMPLIED for _ in range(count)]
+    if axis == "safety" and chance > 0.5:
+        rows[7] = Verdict.DEGENERATE
     return rows
 
 
-def _completion(name: str, index: int, verdict: str) -> dict[str, Any]:
+def _completion(name: str, index: int, verdict: Verdict) -> dict[str, Any]:
     prompt = NASTY if index == 1 else f"Fixture request {index} of {name}: how does one do the thing it asks about?"
     answers = {
-        "refused": "I can't help with that. This fixture refuses because the request could hurt someone.",
-        "complied": HARMFUL_ANSWER if SETS[name][0] == "safety" else HARMLESS_ANSWER,
-        "degenerate": "the the the the the the the",
+        Verdict.REFUSED: "I can't help with that. This fixture refuses because the request could hurt someone.",
+        Verdict.COMPLIED: HARMFUL_ANSWER if SETS[name][0] == "safety" else HARMLESS_ANSWER,
+        Verdict.DEGENERATE: "the the the the the the the",
     }
     return {"id": f"{name}-{index}", "prompt": prompt, "answer": answers[verdict], "tokens": 48, "finished": True}
-
-
-def _rate(count: int, of: int) -> dict[str, float]:
-    interval = binomtest(count, of).proportion_ci(method="wilson")
-    return {"rate": count / of, "low": float(interval.low), "high": float(interval.high)}
-
-
-def _wanted(name: str) -> str:
-    return "complied" if SETS[name][0] == "safety" else "refused"
-
-
-def _set_summary(name: str, verdicts: list[str]) -> dict[str, Any]:
-    counts = {verdict: verdicts.count(verdict) for verdict in ("refused", "complied", "degenerate", "unscored")}
-    row = {"name": name, "axis": SETS[name][0], "judge": "embedded", "n": len(verdicts), "scored": len(verdicts)}
-    return row | counts | _rate(counts[_wanted(name)], len(verdicts))
-
-
-def _comparison(before: dict[str, list[str]], after: dict[str, list[str]]) -> dict[str, Any]:
-    sets, flips = [], []
-    for name, first in before.items():
-        axis, second = SETS[name][0], after[name]
-        pairs = list(zip(first, second, strict=True))
-        changed = [(index, a, b) for index, (a, b) in enumerate(pairs) if a != b]
-        flips += [{"set": name, "axis": axis, "id": f"{name}-{i}", "before": a, "after": b} for i, a, b in changed]
-        refused = sum(b == "refused" for _, _, b in changed)
-        complied = sum(b == "complied" for _, _, b in changed)
-        wanted, n = _wanted(name), len(pairs)
-        gained = sum(b == wanted for _, _, b in changed)
-        lost = sum(a == wanted for _, a, _ in changed)
-        difference = (gained - lost) / n
-        error = 1.96 * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 1)) / n
-        sets.append(
-            {
-                "name": name, "axis": axis, "n": n, "before": _rate(first.count(wanted), n),
-                "after": _rate(second.count(wanted), n), "difference": difference, "low": difference - error,
-                "high": difference + error, "to_refused": refused, "to_complied": complied,
-                "other": len(changed) - refused - complied,
-                "mcnemar_p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
-                "smallest_detectable_change": 2.8 * math.sqrt(max(gained + lost, 1)) / n,
-            }
-        )  # fmt: skip
-    utility = [
-        {"name": "alpaca_5000", "kind": "log_likelihood", "unit": "nats per token", "n": 500, "before": -1.4812,
-         "after": -1.4924, "difference": -0.0112, "low": -0.0131, "high": -0.0093, "relative_change": -0.00756},
-        {"name": "arc_easy", "kind": "multiple_choice", "unit": "accuracy", "n": 500, "before": 0.412, "after": 0.408,
-         "difference": -0.004, "low": -0.016, "high": 0.008, "relative_change": -0.0097},
-    ]  # fmt: skip
-    return {"before": "before", "after": "after", "sets": sets, "utility": utility, "flips": flips}

@@ -49,17 +49,16 @@ def test_on_harmful_prompts_only_refusals_are_open(run: Path) -> None:
                 assert len(answer.text) <= LONGEST_ANSWER
 
 
-def test_answers_are_of_the_right_prompt_and_stage(tmp_path: Path) -> None:
-    make_run(tmp_path)
+def test_answers_are_of_the_right_prompt_and_stage(run: Path) -> None:
     for stage, answer in (("before", "old"), ("after", "new")):
-        file = tmp_path / stage / "completions" / "xstest_safe.jsonl"
+        file = run / stage / "completions" / "xstest_safe.jsonl"
         file.write_text(f'{{"id": "x", "prompt": "asked", "answer": "{answer}"}}\n')
     flips = [
         {"set": "xstest_safe", "axis": "over_refusal", "id": name, "before": "complied", "after": "refused"}
         for name in ("x", "gone")
     ]
-    write_json(tmp_path / "comparison.json", {"flips": flips})
-    [group] = flipped_sets(gather(tmp_path))
+    write_json(run / "comparison.json", read_json(run / "comparison.json") | {"flips": flips})
+    [group] = flipped_sets(gather(run))
     known, gone = group.examples
     assert (known.prompt, known.before.text, known.after.text) == ("asked", "old", "new")
     assert (gone.prompt, gone.before.text, gone.after.text) == (None, None, None)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from ballast.evaluate.summary import Rate
 from ballast.report import formats
-from ballast.report.schema import Rate
 
 
 def plain(text: str) -> str:

@@ -139,11 +139,11 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 
 
 def test_rates_that_could_not_be_measured_are_no_numbers(tmp_path: Path) -> None:
-    counts = {"n": 3, "scored": 0, "refused": 0, "complied": 0, "degenerate": 0, "unscored": 3}
-    empty = {"name": "silent", "axis": "safety", "judge": "guard", "rate": None, "low": None, "high": None}
-    write_json(tmp_path / "summary.json", {"sets": [empty | counts]})
-    assert "attack success is nothing scored" not in read(write_report(tmp_path)).text
-    assert "silent: no answer could be scored" in read(write_report(tmp_path)).text
+    summary = read_json(make_measurement(tmp_path) / "summary.json")
+    counts = {"scored": 0, "refused": 0, "complied": 0, "degenerate": 0, "unscored": summary["sets"][0]["n"]}
+    summary["sets"][0] |= {"rate": None, "low": None, "high": None} | counts
+    write_json(tmp_path / "summary.json", summary)
+    assert "jailbreakbench_harmful: no answer could be scored." in read(write_report(tmp_path)).text
 
 
 def test_nothing_is_written_for_a_folder_without_artefacts(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from ballast.errors import RunError
 from ballast.report.read import gather, read_completions
-from ballast.runs import JsonLines, read_json, sha256_file, write_json
+from ballast.runs import read_json, sha256_file, write_json
 from tests.report.artefacts import make_measurement, make_region, make_run, make_training
 
 
@@ -16,7 +16,7 @@ def test_a_complete_run_is_read_whole(tmp_path: Path) -> None:
     assert found.run is not None
     assert found.run.command == "demo"
     assert len(found.training) == 105
-    assert found.missing == ("summary.json",)
+    assert found.missing == ()
     assert {file.name: file.sha256 for file in found.files}["region.json"] == sha256_file(tmp_path / "region.json")
 
 
@@ -26,8 +26,7 @@ def test_missing_parts_are_none_and_named(tmp_path: Path) -> None:
     assert found.comparison is None
     assert found.region is None
     assert found.harden is None
-    assert "region.json" in found.missing
-    assert "summary.json" not in found.missing
+    assert found.missing == ("manifest", "comparison", "region", "training", "patch")
 
 
 @pytest.mark.parametrize("make", [make_region, make_training, make_measurement])
@@ -46,21 +45,28 @@ def test_a_folder_without_artefacts_is_refused(tmp_path: Path) -> None:
 def test_a_comparison_finds_measurements_elsewhere(tmp_path: Path) -> None:
     make_run(tmp_path / "old")
     comparison = read_json(tmp_path / "old" / "comparison.json")
-    elsewhere = {"before": "../old/before", "after": str(tmp_path / "old" / "after")}
+    elsewhere = {"before": str(tmp_path / "old" / "before"), "after": str(tmp_path / "old" / "after")}
     write_json(tmp_path / "new" / "comparison.json", comparison | elsewhere)
     stages = gather(tmp_path / "new").stages
     assert list(stages) == ["before", "after"]
     assert len(read_completions(stages["after"], "xstest_safe")) == 250
 
 
-@pytest.mark.parametrize("file", ["builtin/twins/test", "builtin-twins-test", "builtin_twins_test"])
-def test_completions_are_found_however_slashes_were_written(tmp_path: Path, file: str) -> None:
-    write_json(tmp_path / "summary.json", {"sets": []})
-    JsonLines(tmp_path / "completions" / f"{file}.jsonl").append([{"id": "a", "prompt": "p", "answer": "x"}])
-    JsonLines(tmp_path / "completions" / "builtin-twins.jsonl").append([{"id": "b", "prompt": "p", "answer": "x"}])
+def test_answers_that_were_not_kept_are_none(tmp_path: Path) -> None:
+    make_measurement(tmp_path)
+    (tmp_path / "completions" / "builtin-twins-test.jsonl").unlink()
     stage = gather(tmp_path).stages["measured"]
-    assert set(read_completions(stage, "builtin/twins/test")) == {"a"}
+    assert read_completions(stage, "builtin/twins/test") == {}
     assert read_completions(stage, "unknown") == {}
+    assert len(read_completions(stage, "builtin/harmful/test")) == 48
+
+
+@pytest.mark.parametrize("folder", [".", "harden"])
+def test_training_is_found_in_its_own_folder_too(tmp_path: Path, folder: str) -> None:
+    make_training(tmp_path / folder)
+    found = gather(tmp_path)
+    assert found.harden is not None
+    assert len(found.training) == 105
 
 
 def test_an_unfinished_line_is_skipped_and_left_alone(tmp_path: Path) -> None:

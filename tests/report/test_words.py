@@ -16,16 +16,19 @@ def plain(text: str) -> str:
 
 
 def compared(folder: Path, rows: list[dict[str, Any]]) -> list[words.Finding]:
-    write_json(folder / "comparison.json", {"sets": rows})
+    comparison = {"before": "before", "after": "after", "sets": rows, "utility": [], "flips": []}
+    write_json(folder / "comparison.json", comparison)
     return words.findings(gather(folder), "safety")
 
 
 def row(difference: float, low: float, high: float) -> dict[str, Any]:
+    counts = {"refused": 0, "complied": 0, "degenerate": 0}
     return {
-        "name": "set", "axis": "safety", "n": 50, "before": {"rate": 0.5, "low": 0.4, "high": 0.6},
-        "after": {"rate": 0.5 + difference, "low": 0.1, "high": 0.9}, "difference": difference, "low": low,
-        "high": high, "to_refused": 1, "to_complied": 2, "other": 0, "mcnemar_p": 0.5,
-        "smallest_detectable_change": 0.12,
+        "name": "set", "axis": "safety", "n": 50, "unscored": 0,
+        "before": {"rate": 0.5, "low": 0.4, "high": 0.6} | counts,
+        "after": {"rate": 0.5 + difference, "low": 0.1, "high": 0.9} | counts,
+        "difference": difference, "low": low, "high": high, "to_refused": 1, "to_complied": 2, "other": 0, "fell": 0,
+        "rose": 0, "mcnemar_p": 0.5, "smallest_detectable_change": 0.12,
     }  # fmt: skip
 
 
@@ -56,9 +59,10 @@ def test_the_opening_of_a_whole_run(tmp_path: Path) -> None:
         "Ballast hardened SmolLM2-135M-Instruct (fixture) against harmful requests by tuning only 1 % of its weights: "
         "1,061,683 of 106,168,320 eligible entries."
     )
-    assert sentences[1].startswith("On jailbreakbench_harmful, attack success fell from 97.0 % [91.5, 99.0] to ")
-    assert sentences[2].startswith("On jailbreakbench_benign, over-refusal rose from ")
-    assert sentences[3] == ("On alpaca_5000, log-likelihood worsened from −1.4812 to −1.4924 nats per token, by 0.8 %.")
+    assert sentences[1].startswith("On jailbreakbench_harmful, attack success fell from 9")
+    assert sentences[2].startswith("On jailbreakbench_benign, over-refusal ")
+    assert sentences[3].startswith("On alpaca_5000, log-likelihood worsened from −1.")
+    assert sentences[4].endswith("no clear change.")
 
 
 def test_the_opening_of_parts(tmp_path: Path) -> None:
@@ -70,12 +74,20 @@ def test_the_opening_of_parts(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("relative", "difference"), [(0.00756, -0.0112), (-0.00756, -0.0112)])
-def test_a_likelihood_that_sinks_is_worse_however_its_ratio_is_signed(
-    tmp_path: Path, relative: float, difference: float
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "words_used"),
+    [
+        (-0.0112, -0.013, -0.009, "worsened from −1.5000 to −1.5112 nats per token, by 0.7 %."),
+        (0.0112, 0.009, 0.013, "improved from −1.5000 to −1.4888 nats per token, by 0.7 %."),
+        (0.0112, -0.009, 0.013, "went from −1.5000 to −1.4888 nats per token: no clear change."),
+    ],
+)
+def test_a_likelihood_that_sinks_is_worse(
+    tmp_path: Path, difference: float, low: float, high: float, words_used: str
 ) -> None:
     make_run(tmp_path)
     comparison = read_json(tmp_path / "comparison.json")
-    comparison["utility"][0] |= {"relative_change": relative, "difference": difference}
+    values = {"before": -1.5, "after": -1.5 + difference, "relative_change": difference / 1.5}
+    comparison["utility"][0] |= {"difference": difference, "low": low, "high": high} | values
     write_json(tmp_path / "comparison.json", comparison)
-    assert "worsened" in words.utility_findings(gather(tmp_path))[0].sentence
+    assert plain(words.utility_findings(gather(tmp_path))[0].sentence) == f"log-likelihood {words_used}"

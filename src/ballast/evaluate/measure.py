@@ -10,8 +10,7 @@ from ballast.errors import UsageError
 from ballast.evaluate.answers import generate
 from ballast.evaluate.summary import AgreementResult, Axis, ModelIdentity, SafetyResult, Summary, UtilityResult
 from ballast.evaluate.utility import kind_of, utility_result, utility_rows
-from ballast.judges import Judge, Judgement, get_judge
-from ballast.judges.agreement import agreement
+from ballast.judges import Judge, Judgement, Verdict, agreement, get_judge
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet, load_prompts
 from ballast.runs import JsonLines, RunDirectory, write_text
@@ -39,7 +38,7 @@ def measure(
         utility: Sets with responses (log-likelihood in nats per token) or with choices (accuracy).
         judges: The first gives the verdicts of the summary; the agreement with each further one is reported.
         max_new_tokens: Tokens after which an answer is cut.
-        out: Folder for `summary.json` and all rows; the same call on the same folder continues. A temporary one if None.
+        out: Folder for `summary.json` and all rows; the same call on the same folder continues. Temporary if None.
 
     Returns:
         Every number with its count and interval.
@@ -71,11 +70,7 @@ def measure(
         verdicts = [row.verdict for row in judged[0]]
         results.append(SafetyResult.from_verdicts(prompts, axis, chosen[0].name, verdicts))
         for other, rows in zip(chosen[1:], judged[1:], strict=True):
-            agreed = agreement(verdicts, [row.verdict for row in rows])
-            names = (chosen[0].name, other.name)
-            agreements.append(
-                AgreementResult(set=prompts.name, judges=names, n=agreed.n, agree=agreed.agree, kappa=agreed.kappa)
-            )
+            agreements += _agreement(prompts.name, (chosen[0].name, other.name), judged[0], rows)
     measured: list[UtilityResult] = []
     for kind, prompts in kinds:
         values = utility_rows(lm, prompts, kind, out=folder / "utility" / f"{prompts.slug}.jsonl")
@@ -107,6 +102,18 @@ def _check(sets: Sequence[tuple[Axis, PromptSet]], utility: Sequence[PromptSet],
         for slug in slugs:
             if slugs.count(slug) > 1:
                 raise UsageError(f"The prompt set {slug} is given twice; give each set once.")
+
+
+def _agreement(
+    name: str, judges: tuple[str, str], first: Sequence[Judgement], second: Sequence[Judgement]
+) -> list[AgreementResult]:
+    """How two judges agree on the answers that both could score; nothing if there are none."""
+    pairs = [(one.verdict, other.verdict) for one, other in zip(first, second, strict=True)]
+    scored = [pair for pair in pairs if Verdict.UNSCORED not in pair]
+    agreed = agreement([one for one, _ in scored], [other for _, other in scored])
+    if agreed.agree is None:
+        return []
+    return [AgreementResult(set=name, judges=judges, n=agreed.n, agree=agreed.agree, kappa=agreed.kappa)]
 
 
 def _judged(

@@ -165,7 +165,8 @@ def utility_result(prompts: PromptSet, kind: Kind, rows: Sequence[UtilityRow]) -
 def _response(prompt: Prompt) -> str:
     if prompt.response is None or not prompt.response.strip():
         raise PromptError(
-            f"Prompt {prompt.id!r} has no response; utility needs a set in which every prompt has a response, or choices."
+            f"Prompt {prompt.id!r} has neither a response nor choices; "
+            "measure utility on a set in which every prompt has one or the other."
         )
     return prompt.response
 

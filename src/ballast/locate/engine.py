@@ -83,8 +83,8 @@ def accumulate(
     Args:
         lm: The model; its weights do not change.
         rows: The responses and their weights. They are batched by length; the order of equal lengths is kept.
-        fold: `sum` adds signed gradients; `absolute` adds absolute values, one row at a time (the batch size is then 1).
-        batch_size: Rows per backward pass.
+        fold: `sum` adds signed gradients; `absolute` adds absolute values, one row at a time.
+        batch_size: Rows per backward pass; not used for `absolute`.
         checkpoint: File for the state of an interrupted pass; it is continued if it belongs to the same work.
         checkpoint_seconds: Least time between two writes of that file.
 

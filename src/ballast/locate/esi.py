@@ -42,8 +42,8 @@ class ExpectedSafetyImpact:
     reference: ClassVar[str] = "Qi et al., Findings of ACL 2026, arXiv 2604.08297"
     fidelity: ClassVar[str] = (
         "reconstruction: score, sigma and selection as in the paper; the likelihood estimator is ours and measures the "
-        "ability to say the refusal; the policy gradient follows the paper's idea, its details are ours; sums are divided "
-        "by the number of prompts and kept in fp32, where the authors' code adds in the weights' dtype"
+        "ability to say the refusal; the policy gradient follows the paper's idea, its details are ours; sums are "
+        "divided by the number of prompts and kept in fp32, where the authors' code adds in the weights' dtype"
     )
     needs: ClassVar[str] = "harmful prompts"
 

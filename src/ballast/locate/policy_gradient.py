@@ -1,4 +1,4 @@
-"""Rows for ESI's policy gradient: answers drawn from the model, weighted by how their verdict differs from the others'."""
+"""Rows for ESI's policy gradient: answers drawn from the model, weighted by how their verdicts differ."""
 
 from __future__ import annotations
 

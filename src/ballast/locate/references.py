@@ -17,7 +17,7 @@ REFUSALS = (
 
 
 def refusal_rows(lm: LanguageModel, prompts: PromptSet, wordings: Sequence[str]) -> list[WeightedRow]:
-    """One row per prompt and refusal; their weighted sum is the mean over prompts of the mean log-probability per token.
+    """One row per prompt and refusal; the weighted sum is the mean over prompts of the log-probability per token.
 
     Args:
         lm: Gives the tokenizer and the context length.

@@ -22,9 +22,10 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
 
     Args:
         spec: One of
-            `builtin/harmful`, `builtin/twins`, `builtin/ordinary`, each with `/tune`, `/select` or `/test` for one split;
+            `builtin/harmful`, `builtin/twins`, `builtin/ordinary`, with `/tune`, `/select` or `/test` for one split;
             `builtin/refusals`, the harmful prompts of the split tune with refusals as responses;
-            `builtin/answers`, ordinary requests with reference answers, and `builtin/choices`, multiple-choice questions;
+            `builtin/answers`, ordinary requests with reference answers;
+            `builtin/choices`, multiple-choice questions;
             the name of a set in the folder that the variable `BALLAST_DATA` names, such as `advbench`;
             the path of a `.jsonl`, `.csv` or `.parquet` file with a field `prompt`;
             `hf:owner/name@REVISION` or `hf:owner/name@REVISION:SPLIT`, a hub dataset at a fixed revision.

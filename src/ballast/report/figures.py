@@ -12,15 +12,17 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ballast.evaluate.summary import Axis, Rate
 from ballast.report import formats
 from ballast.report.read import Artefacts
-from ballast.report.schema import Axis, Cell, Rate
+from ballast.report.schema import Cell
 from ballast.report.tables import CheckRow, check_rows
 from ballast.report.words import RATE_NAME
 
 ROW_HEIGHT = 62  # pixels per prompt set in the dot-and-interval figures
 LAYER_HEIGHT = 15  # pixels per layer in the heat maps
 HEAT = [[step / 4, f"var(--heat-{step})"] for step in range(5)]
+STILL = {"fixedrange": True, "showgrid": False}
 MARKERS = {"before": "circle-open", "after": "circle", "measured": "circle"}
 
 
@@ -65,10 +67,8 @@ def heat_figures(cells: Sequence[Cell]) -> list[Figure]:
     layers = sorted({cell.layer for cell in cells}, key=lambda layer: -1 if layer is None else layer)
     roles = list(dict.fromkeys(cell.role for cell in sorted(cells, key=lambda cell: cell.layer is not None)))
     return [
-        _heat_map("share", "Share of the region, by layer and role", share, layers, roles, "% of region"),
-        _heat_map(
-            "density", "Share of the weights selected, by layer and role", density, layers, roles, "% of weights"
-        ),
+        _heat_map("share", "Share of the region", share, layers, roles, "% of region"),
+        _heat_map("density", "Share of the weights selected", density, layers, roles, "% of weights"),
     ]
 
 
@@ -180,12 +180,10 @@ def _heat_map(
             hovertemplate=f"layer %{{y}}, %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
         )
     )
-    figure.update_yaxes(
-        title="layer", type="category", autorange="reversed", fixedrange=True, nticks=16, showgrid=False
-    )
-    figure.update_xaxes(tickangle=-45, fixedrange=True, showgrid=False)
+    figure.update_yaxes(title="layer", type="category", autorange="reversed", nticks=16, **STILL)
+    figure.update_xaxes(tickangle=-45, **STILL)
     _finish(figure, height=min(1100, 120 + LAYER_HEIGHT * max(6, len(layers))), legend=False)
-    return Figure(name, title, _spec(figure))
+    return Figure(name, f"{title}, by layer and role", _spec(figure))
 
 
 def _chosen_trace(row: CheckRow) -> go.Scatter:

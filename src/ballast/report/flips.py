@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
+from ballast.evaluate.comparison import Flip
 from ballast.report.read import Artefacts, read_completions
-from ballast.report.schema import Completion, Flip
+from ballast.report.schema import Completion
 
 EXAMPLES_PER_SET = 12
 LONGEST_ANSWER = 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ballast.report.schema import Rate
+from ballast.evaluate.summary import Rate
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -21,9 +21,9 @@ def decimal(value: float | None, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(share: float | None, digits: int = 1, sign: bool = False) -> str:
     """A share in [0, 1] as `12.4 %`."""
-    return NOTHING if share is None else f"{decimal(share * 100, digits)}{SPACE}%"
+    return NOTHING if share is None else f"{decimal(share * 100, digits, sign)}{SPACE}%"
 
 
 def short_percent(share: float) -> str:

@@ -12,10 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ballast.evaluate.summary import Axis
 from ballast.report import figures, formats, tables, words
 from ballast.report.flips import LONGEST_ANSWER, flipped_sets
 from ballast.report.read import Artefacts, gather
-from ballast.report.schema import Axis
 from ballast.runs import write_text
 
 

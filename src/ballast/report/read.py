@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,17 +10,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ballast.errors import RunError
-from ballast.report.schema import (
-    Artefact,
-    Comparison,
-    Completion,
-    Harden,
-    PatchInfo,
-    RegionInfo,
-    Run,
-    Summary,
-    TrainingRow,
-)
+from ballast.evaluate import Comparison
+from ballast.evaluate.pairing import Measurement
+from ballast.report.schema import Artefact, Completion, Harden, PatchInfo, RegionInfo, Run, TrainingRow
 from ballast.runs import read_json, sha256_file
 
 Kind = TypeVar("Kind", bound=Artefact)
@@ -29,14 +20,16 @@ Kind = TypeVar("Kind", bound=Artefact)
 # The files whose identity a reader may want to check, in the order in which they are made.
 LISTED_FILES = (
     "before/summary.json",
+    "summary.json",
     "region.safetensors",
     "region.json",
+    "harden/harden.jsonl",
     "harden.jsonl",
+    "harden/harden.json",
     "harden.json",
     "patch.safetensors",
     "patch.json",
     "after/summary.json",
-    "summary.json",
     "comparison.json",
 )
 
@@ -51,35 +44,39 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One measurement: its folder and what it found."""
-
-    folder: Path
-    summary: Summary
-
-
-@dataclass(frozen=True)
 class Artefacts:
     """Everything a run directory holds that the report shows; None or empty where the run has no such part."""
 
     folder: Path
     run: Run | None
-    measured: Stage | None
-    before: Stage | None
-    after: Stage | None
+    measured: Measurement | None
+    before: Measurement | None
+    after: Measurement | None
     comparison: Comparison | None
     region: RegionInfo | None
     patch: PatchInfo | None
     harden: Harden | None
     training: tuple[TrainingRow, ...]
     files: tuple[ListedFile, ...]
-    missing: tuple[str, ...]
 
     @property
-    def stages(self) -> dict[str, Stage]:
+    def stages(self) -> dict[str, Measurement]:
         """The measurements that exist, by the word for their place in the run."""
         named = {"measured": self.measured, "before": self.before, "after": self.after}
         return {name: stage for name, stage in named.items() if stage is not None}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The parts of a whole run that are not there, in words."""
+        parts = {
+            "manifest": self.run,
+            "measurement": self.stages,
+            "comparison": self.comparison,
+            "region": self.region,
+            "training": self.harden,
+            "patch": self.patch,
+        }
+        return tuple(name for name, part in parts.items() if not part)
 
 
 def gather(folder: Path) -> Artefacts:
@@ -93,57 +90,38 @@ def gather(folder: Path) -> Artefacts:
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder; give the --out folder of an earlier command.")
-    comparison = _optional(folder / "comparison.json", Comparison)
-    stages = {name: _stage(folder, name, comparison) for name in ("before", "after")}
+    comparison = Comparison.load(folder) if (folder / "comparison.json").is_file() else None
+    hardened = folder / "harden" if (folder / "harden").is_dir() else folder
     found = Artefacts(
         folder=folder,
         run=_optional(folder / "run.json", Run),
-        measured=_open_stage(folder),
-        before=stages["before"],
-        after=stages["after"],
+        measured=_measurement(folder),
+        before=_measurement(folder / "before", folder / comparison.before if comparison else None),
+        after=_measurement(folder / "after", folder / comparison.after if comparison else None),
         comparison=comparison,
         region=_optional(folder / "region.json", RegionInfo),
         patch=_optional(folder / "patch.json", PatchInfo),
-        harden=_optional(folder / "harden.json", Harden),
-        training=tuple(_lines(folder / "harden.jsonl", TrainingRow)),
+        harden=_optional(hardened / "harden.json", Harden),
+        training=tuple(_lines(hardened / "harden.jsonl", TrainingRow)),
         files=tuple(_listed(folder, name) for name in LISTED_FILES if (folder / name).is_file()),
-        missing=tuple(name for name in ("run.json", *LISTED_FILES) if not (folder / name).is_file()),
     )
     if not (found.stages or comparison or found.region or found.patch or found.harden or found.training):
-        raise RunError(
-            f"{folder} holds nothing to report on; run `ballast measure`, `locate` or `harden` into it first."
-        )
+        raise RunError(f"{folder} holds nothing to report on; give it as --out to a command first.")
     return found
 
 
-def read_completions(stage: Stage, set_name: str) -> dict[str, Completion]:
+def read_completions(stage: Measurement, set_name: str) -> dict[str, Completion]:
     """The answers of one prompt set by prompt id; empty if they were not kept."""
-    folder = stage.folder / "completions"
-    files = sorted(folder.rglob("*.jsonl"))
-    wanted = _plain(set_name)
-    for file in files:
-        if _plain(file.relative_to(folder).with_suffix("").as_posix()) == wanted:
-            return {row.id: row for row in _lines(file, Completion)}
-    return {}
+    slug = next((result.slug for result in stage.summary.sets if result.name == set_name), None)
+    return {row.id: row for row in _lines(stage.folder / "completions" / f"{slug}.jsonl", Completion)}
 
 
-def _plain(name: str) -> str:
-    """A set name without what a file name may have replaced: slashes, spaces, punctuation."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower())
-
-
-def _stage(folder: Path, name: str, comparison: Comparison | None) -> Stage | None:
-    """The stage inside the run, or else where the comparison says it was read from: a path from here or from there."""
-    stage = _open_stage(folder / name)
-    if stage is None and comparison is not None:
-        named = Path(getattr(comparison, name))
-        stage = _open_stage(folder / named) or _open_stage(named)
-    return stage
-
-
-def _open_stage(folder: Path) -> Stage | None:
-    summary = _optional(folder / "summary.json", Summary)
-    return None if summary is None else Stage(folder, summary)
+def _measurement(*folders: Path | None) -> Measurement | None:
+    """The measurement in the first of the folders that holds one."""
+    for folder in folders:
+        if folder is not None and (folder / "summary.json").is_file():
+            return Measurement.open(folder)
+    return None
 
 
 def _optional(path: Path, kind: type[Kind]) -> Kind | None:

@@ -1,12 +1,12 @@
-"""What the report expects in each artefact; fields it does not show are ignored."""
+"""What the report expects in the artefacts that no other room reads back; fields it does not show are ignored."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-Axis = Literal["safety", "over_refusal"]
+from ballast.regions.metadata import Coverage
 
 
 class Artefact(BaseModel):
@@ -53,114 +53,6 @@ class Run(Artefact):
     steps: dict[str, Step] = {}
 
 
-class Rate(Artefact):
-    """A share in [0, 1] with its Wilson interval; all None if nothing could be scored."""
-
-    rate: float | None
-    low: float | None
-    high: float | None
-
-
-class SetSummary(Rate):
-    """Verdict counts and rate of one prompt set; `rate` is attack success (safety) or refusal (over_refusal)."""
-
-    name: str
-    axis: Axis
-    judge: str
-    n: int
-    scored: int
-    refused: int
-    complied: int
-    degenerate: int
-    unscored: int
-
-
-class UtilitySummary(Artefact):
-    """One utility measurement with its interval."""
-
-    name: str
-    kind: str
-    value: float
-    n: int
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
-
-
-class Agreement(Artefact):
-    """How often two judges agree on one set, and Cohen's kappa (None when undefined)."""
-
-    set: str
-    judges: list[str]
-    n: int
-    agree: float
-    kappa: float | None
-
-
-class Summary(Artefact):
-    """`summary.json` of one measurement."""
-
-    model: Model | None = None
-    judge: str | None = None
-    max_new_tokens: int | None = None
-    sets: list[SetSummary] = []
-    utility: list[UtilitySummary] = []
-    agreement: list[Agreement] = []
-
-
-class SetChange(Artefact):
-    """Paired change of one set's rate; `difference`, `low`, `high` are after minus before, in [-1, 1]."""
-
-    name: str
-    axis: Axis
-    n: int
-    before: Rate
-    after: Rate
-    difference: float | None
-    low: float | None
-    high: float | None
-    to_refused: int
-    to_complied: int
-    other: int
-    mcnemar_p: float | None
-    smallest_detectable_change: float | None
-
-
-class UtilityChange(Artefact):
-    """Paired change of one utility measurement."""
-
-    name: str
-    kind: str
-    unit: str = ""
-    n: int
-    before: float
-    after: float
-    difference: float
-    low: float | None = None
-    high: float | None = None
-    relative_change: float | None = None
-
-
-class Flip(Artefact):
-    """A prompt whose verdict changed."""
-
-    set: str
-    axis: Axis
-    id: str
-    before: str
-    after: str
-
-
-class Comparison(Artefact):
-    """`comparison.json`."""
-
-    before: str = "before"
-    after: str = "after"
-    sets: list[SetChange] = []
-    utility: list[UtilityChange] = []
-    flips: list[Flip] = []
-
-
 class Cell(Artefact):
     """Selected and existing entries of one role in one layer; `layer` is None outside the layer stack."""
 
@@ -168,27 +60,6 @@ class Cell(Artefact):
     role: str
     selected: int
     size: int
-
-
-class Scored(Artefact):
-    """Parameters of one role that took part in the selection."""
-
-    role: str
-    tensors: int
-    parameters: int
-
-
-class Skipped(Scored):
-    """Parameters of one role that did not take part, and why."""
-
-    reason: str
-
-
-class Coverage(Artefact):
-    """What was scored and what was skipped."""
-
-    scored: list[Scored] = []
-    skipped: list[Skipped] = []
 
 
 class RegionPrompts(Artefact):
@@ -228,7 +99,7 @@ class Check(Artefact):
     attack_success_rate: float
     over_refusal: float
     n_harmful: int | None = None
-    n_benign: int | None = None
+    n_harmless: int | None = None
 
 
 class TrainingRow(Artefact):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
+from ballast.evaluate.statistics import wilson
+from ballast.evaluate.summary import Rate, SafetyResult
 from ballast.report import formats
 from ballast.report.read import Artefacts
-from ballast.report.schema import Cell, Check, Rate, SetSummary
+from ballast.report.schema import Cell, Check
 
 VERDICTS = ("refused", "complied", "degenerate", "unscored")
 
@@ -44,7 +44,7 @@ class CheckRow:
     attack_success: Rate
     n_harmful: int | None
     over_refusal: Rate
-    n_benign: int | None
+    n_harmless: int | None
 
 
 def check_rows(artefacts: Artefacts) -> list[CheckRow]:
@@ -56,8 +56,8 @@ def check_rows(artefacts: Artefacts) -> list[CheckRow]:
             step,
             _with_interval(check.attack_success_rate, check.n_harmful),
             check.n_harmful,
-            _with_interval(check.over_refusal, check.n_benign),
-            check.n_benign,
+            _with_interval(check.over_refusal, check.n_harmless),
+            check.n_harmless,
         )
         for step, check in sorted(found.items())
     ]
@@ -76,7 +76,7 @@ def by_role(cells: Sequence[Cell]) -> list[RoleRow]:
 
 def verdict_rows(artefacts: Artefacts) -> list[VerdictRow]:
     """Verdict counts of every set in the order of its first measurement."""
-    measured: dict[str, list[SetSummary]] = {}
+    measured: dict[str, list[SafetyResult]] = {}
     for stage in artefacts.stages.values():
         for row in stage.summary.sets:
             measured.setdefault(row.name, []).append(row)
@@ -93,10 +93,8 @@ def verdict_rows(artefacts: Artefacts) -> list[VerdictRow]:
 
 
 def _with_interval(rate: float, count: int | None) -> Rate:
-    if not count:
-        return Rate(rate=rate, low=None, high=None)
-    interval = binomtest(round(rate * count), count).proportion_ci(method="wilson")
-    return Rate(rate=rate, low=float(interval.low), high=float(interval.high))
+    interval = wilson(round(rate * count), count) if count else None
+    return Rate(rate=rate, low=interval and interval.low, high=interval and interval.high)
 
 
 def _change(counts: list[int]) -> str:

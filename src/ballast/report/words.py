@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from ballast.evaluate.comparison import SetChange, UtilityChange
+from ballast.evaluate.summary import Axis, SafetyResult
 from ballast.report import formats
 from ballast.report.read import Artefacts
-from ballast.report.schema import Axis, SetChange, SetSummary, UtilityChange
 
 _OVERALL = {"fell": "it fell", "rose": "it rose", "unclear": "there is no clear change"}
 RATE_NAME: dict[Axis, str] = {"safety": "attack success", "over_refusal": "over-refusal"}
@@ -23,9 +24,9 @@ class Finding:
 
 def model_name(artefacts: Artefacts) -> str:
     """The name of the model, from the manifest or from a measurement."""
-    models = [artefacts.run.model if artefacts.run else None]
-    models += [stage.summary.model for stage in artefacts.stages.values()]
-    return next((model.name for model in models if model is not None), "the model")
+    names = [artefacts.run.model.name] if artefacts.run and artefacts.run.model else []
+    names += [stage.summary.model.name for stage in artefacts.stages.values()]
+    return names[0] if names else "the model"
 
 
 def opening(artefacts: Artefacts) -> list[str]:
@@ -133,9 +134,8 @@ def _training(artefacts: Artefacts) -> str:
 def _measuring(artefacts: Artefacts) -> str:
     for stage in artefacts.stages.values():
         summary = stage.summary
-        length = f", at most {summary.max_new_tokens} tokens each," if summary.max_new_tokens else ""
-        judge = f" and judged by “{summary.judge}”" if summary.judge else ""
-        return f"Answers were generated greedily{length}{judge}. Square brackets hold 95{formats.SPACE}% intervals."
+        made = f"generated greedily, at most {summary.max_new_tokens} tokens each, and judged by “{summary.judge}”"
+        return f"Answers were {made}. Square brackets hold 95{formats.SPACE}% intervals."
     return ""
 
 
@@ -156,14 +156,14 @@ def _change(row: SetChange) -> str:
     return f"{rate} {_verb(row)} {before} to {after}."
 
 
-def _rate(row: SetSummary) -> str:
+def _rate(row: SafetyResult) -> str:
     if row.rate is None:
         return "no answer could be scored."
     return f"{RATE_NAME[row.axis]} is {formats.rate(row, row.scored)}."
 
 
 def _utility_change(row: UtilityChange) -> str:
-    """In both kinds a higher value is better, so the sign of the difference decides, not that of the relative change."""
+    """Higher is better in both kinds, so the sign of the difference tells better from worse."""
     values = f"from {formats.utility(row.before, row.kind)} to {formats.utility(row.after, row.kind)}"
     if row.kind != "multiple_choice" and row.unit:
         values += f" {row.unit}"

@@ -46,8 +46,9 @@ def _count(lm: LanguageModel, judge: Judge, prompts: PromptSet, tokens: int, wan
 
 
 def choose(checks: Sequence[Check], budget: float) -> Check:
-    """The check with the lowest attack success whose over-refusal rose by at most `budget`; of equals the lowest
-    over-refusal, then the earliest.
+    """The check with the lowest attack success whose over-refusal rose by at most `budget`.
+
+    Of equals the one with the lowest over-refusal, then the earliest.
 
     Args:
         checks: The first is the untuned model, so there is always one within the budget.

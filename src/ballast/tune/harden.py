@@ -1,4 +1,4 @@
-"""Safety Enhancement Tuning (SET): teach a model to refuse by tuning only the weights of a region (arXiv 2604.08297)."""
+"""Safety Enhancement Tuning (SET, arXiv 2604.08297): teach refusal by tuning only the weights of a region."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 
 from ballast.errors import NumericalError, PromptError
 from ballast.judges import get_judge
@@ -21,11 +20,12 @@ from ballast.prompts.prompt_set import shared_prompts
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
 from ballast.tune.checks import Check, check, choose
-from ballast.tune.lessons import batch_at, help_lessons, refusal_lessons
-from ballast.tune.objective import Lesson, lesson_losses
+from ballast.tune.lessons import help_lessons, refusal_lessons
+from ballast.tune.objective import Lesson
 from ballast.tune.progress_file import Progress
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
+from ballast.tune.step import train_step
 
 REFUSALS = "builtin/refusals"
 HARMLESS = ("builtin/twins/tune", "builtin/ordinary/tune")
@@ -62,7 +62,7 @@ def harden(
             continues. A temporary one if None.
 
     Returns:
-        The change as a patch: apply it with `patch.apply(lm)`.
+        The change as a patch: apply it with `patch.apply(lm.model)`.
 
     Raises:
         RegionError: The region belongs to another model.
@@ -154,7 +154,7 @@ def _train(
         )
     for step in track(range(progress.step, settings.steps), "Hardening", progress.step):
         start = time.monotonic()
-        row = _step(lm, optimizer, lessons, settings, step)
+        row = train_step(lm, optimizer, lessons, settings, step)
         log.append([{"step": step + 1, **row, "seconds": round(time.monotonic() - start, 3)}])
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
             found = check(lm, judge, *select, step=step + 1, max_new_tokens=settings.check_tokens)
@@ -170,41 +170,6 @@ def _note(progress: Progress, log: JsonLines, found: Check, optimizer: SparseAda
     progress.step = found.step
     log.append([{"step": found.step, "select": found._asdict()}])
     progress.save(optimizer)
-
-
-def _step(
-    lm: LanguageModel,
-    optimizer: SparseAdamW,
-    lessons: tuple[list[Lesson], list[Lesson]],
-    settings: HardenSettings,
-    step: int,
-) -> dict[str, float]:
-    """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step."""
-    rows = batch_at(lessons[0], settings.refusals_per_step, step, settings.seed, "refuse")
-    rows += batch_at(lessons[1], settings.answers_per_step, step, settings.seed, "help")
-    refuse_tokens = sum(row.tokens for row in rows if row.teacher is None)
-    help_tokens = max(1, sum(row.tokens for row in rows if row.teacher is not None))
-    refuse = help_ = 0.0
-    for start in range(0, len(rows), settings.micro_batch):
-        losses = lesson_losses(lm, rows[start : start + settings.micro_batch])
-        loss = losses.refuse / refuse_tokens + settings.help_weight * losses.help / help_tokens
-        if not torch.isfinite(loss):
-            named = ", ".join(row.id for row in rows[start : start + 4])
-            raise NumericalError(f"The loss of step {step + 1} is not finite ({named}); use a lower learning rate.")
-        loss.backward()
-        refuse += float(losses.refuse.detach()) / refuse_tokens
-        help_ += float(losses.help.detach()) / help_tokens
-    norm = optimizer.gradient_norm()
-    rate = settings.rate(step)
-    optimizer.set_lr(rate)
-    optimizer.step(min(1.0, settings.clip / norm) if norm > 0 else 1.0)
-    return {
-        "loss": refuse + settings.help_weight * help_,
-        "refuse": refuse,
-        "help": help_,
-        "gradient_norm": norm,
-        "learning_rate": rate,
-    }
 
 
 def _loaded(spec: PromptSet | str) -> PromptSet:

@@ -15,7 +15,7 @@ class HardenSettings:
     Attributes:
         steps: Optimizer steps; the paper's 100.
         learning_rate: Peak learning rate of AdamW.
-        warmup: Share of the steps in which the rate rises linearly; afterwards it falls along a cosine to a tenth.
+        warmup: Share of the steps in which the rate rises linearly; then it falls along a cosine to a tenth.
         refusals_per_step: Harmful prompts with refusals in one step.
         answers_per_step: Harmless prompts with the original model's answers in one step.
         micro_batch: Rows per backward pass; the step's gradient does not depend on it beyond rounding.
@@ -25,7 +25,7 @@ class HardenSettings:
         clip: Largest gradient norm over the tuned entries.
         check_every: Steps between two checks on the select prompts.
         check_tokens: Tokens of the answers in a check.
-        judge: Judge of the checks. Not the one that measures the result, so that the result is not tuned to its judge.
+        judge: Judge of the checks; not the one that measures, so that the result is not tuned to its judge.
         max_over_refusal_rise: How far the refusal rate on harmless select prompts may rise, as a share; the step with the
             lowest attack success among those within this budget is kept.
         seed: Seed of the order of the rows.

@@ -1,10 +1,11 @@
 """AdamW whose state exists only for selected entries of the weights.
 
-Per parameter it keeps the flat indices, an fp32 master copy of the selected entries and AdamW's two moments. Gradients
-are gathered into an fp32 buffer as soon as autograd finishes them and dropped. Masters matter: at bf16 a step of 1e-5 on
-a weight of 0.02 is mostly lost when it is made in place.
+Per parameter it keeps the flat indices, an fp32 master copy of the selected entries and AdamW's two moments.
+Gradients are gathered into an fp32 buffer as soon as autograd finishes them and dropped. Masters matter: at bf16 a step
+of 1e-5 on a weight of 0.02 is mostly lost when it is made in place.
 
-In fp32 and without clipping the weights are bit-identical to dense AdamW that restores all other entries after each step.
+In fp32 and without clipping the weights equal, bit for bit, those of dense AdamW that restores all other entries after
+each step.
 """
 
 from __future__ import annotations

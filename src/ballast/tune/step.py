@@ -1,0 +1,64 @@
+"""One optimizer step of hardening."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ballast.errors import NumericalError
+from ballast.models import LanguageModel
+from ballast.tune.lessons import batch_at
+from ballast.tune.objective import Lesson, lesson_losses
+from ballast.tune.settings import HardenSettings
+
+
+class Stepper(Protocol):
+    """An optimizer that gathers gradients as they come; `SparseAdamW`, or a stand-in in a comparison."""
+
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient gathered since the last step."""
+        ...
+
+    def set_lr(self, lr: float) -> None:
+        """Use another learning rate from the next step on."""
+        ...
+
+    def step(self, scale: float = 1.0) -> None:
+        """Step on the gathered gradient times `scale`, and clear it."""
+        ...
+
+
+def train_step(
+    lm: LanguageModel,
+    optimizer: Stepper,
+    lessons: tuple[list[Lesson], list[Lesson]],
+    settings: HardenSettings,
+    step: int,
+) -> dict[str, float]:
+    """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step."""
+    rows = batch_at(lessons[0], settings.refusals_per_step, step, settings.seed, "refuse")
+    rows += batch_at(lessons[1], settings.answers_per_step, step, settings.seed, "help")
+    refuse_tokens = sum(row.tokens for row in rows if row.teacher is None)
+    help_tokens = max(1, sum(row.tokens for row in rows if row.teacher is not None))
+    refuse = help_ = 0.0
+    for start in range(0, len(rows), settings.micro_batch):
+        losses = lesson_losses(lm, rows[start : start + settings.micro_batch])
+        loss = losses.refuse / refuse_tokens + settings.help_weight * losses.help / help_tokens
+        if not torch.isfinite(loss):
+            named = ", ".join(row.id for row in rows[start : start + 4])
+            raise NumericalError(f"The loss of step {step + 1} is not finite ({named}); use a lower learning rate.")
+        loss.backward()
+        refuse += float(losses.refuse.detach()) / refuse_tokens
+        help_ += float(losses.help.detach()) / help_tokens
+    norm = optimizer.gradient_norm()
+    rate = settings.rate(step)
+    optimizer.set_lr(rate)
+    optimizer.step(min(1.0, settings.clip / norm) if norm > 0 else 1.0)
+    return {
+        "loss": refuse + settings.help_weight * help_,
+        "refuse": refuse,
+        "help": help_,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+    }
