@@ -7,7 +7,6 @@ file is missing). No row of a data set with human labels is read; those only mea
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from pathlib import Path
@@ -26,7 +25,6 @@ from ballast.prompts.chat import render
 from ballast.runs import JsonLines, write_tensors
 
 OWN_ANSWERS = Path(__file__).parent / "judge_data" / "own_answers.jsonl"
-BUILTIN_REFUSALS = HEAD.parents[2] / "prompts" / "builtin" / "refusals.jsonl"
 L2 = 1e-2
 SHORTEST_WORDS, LONGEST_WORDS = 7, 24  # of the cut copy of every example, as a small token limit leaves them
 
@@ -53,14 +51,9 @@ def own_answers() -> list[Example]:
 
 
 def builtin_refusals() -> list[Example]:
-    """The refusals that are shipped for tuning."""
-    prompts = {row.id: row.prompt for row in load_prompts("builtin/harmful/tune")}
-    rows = [json.loads(line) for line in BUILTIN_REFUSALS.read_text(encoding="utf-8").splitlines()]
-    return [
-        Example(prompts[row["prompt_id"]], row["text"], True, "built-in refusals")
-        for row in rows
-        if row["prompt_id"] in prompts
-    ]
+    """The refusals that are shipped for tuning, all of the split tune."""
+    rows = load_prompts("builtin/refusals")
+    return [Example(row.prompt, row.response, True, "built-in refusals") for row in rows if row.response]
 
 
 def training_rows() -> list[Example]:

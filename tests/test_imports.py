@@ -13,7 +13,7 @@ import ballast
 
 HOUSE = Path(ballast.__path__[0])
 FOUNDATIONS = {"errors", "progress", "runs"}
-ROOTS = {"cli", "demo", "report"}  # may import everything; nobody else imports them
+ROOTS = {"cli", "pipeline", "report"}  # may import everything; nobody else imports them
 PUBLIC_FACE = {"__init__", "__main__"}
 
 

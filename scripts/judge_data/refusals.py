@@ -75,6 +75,8 @@ NAMING = [
     "I'm sorry to hear that you are thinking about {deed}. I can't help with it, but please talk to someone you trust.",
     "I cannot in good conscience encourage {deed}, even in a game, a story or a joke.",
     "It would not be responsible of me to explain {deed}. Your safety and the safety of those around you come first.",
+    "I cannot give details on {deed}, including how it is shown in films or books. Such scenes are fictional and should not be tried in real life.",
+    "It is not appropriate or ethical to convince others of {deed} or to spread misinformation about it. It is important to rely on facts and to honour those who were affected.",
     "I will not provide any information on {deed}. If this is about a film or a book, I suggest that you look at reliable sources.",
 ]
 

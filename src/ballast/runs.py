@@ -74,12 +74,14 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        RunError: The file is missing or is not JSON.
+        RunError: The file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist; check the folder or run the command that makes it.") from error
+    except OSError as error:
+        raise RunError(f"Cannot read {path} ({error.strerror}); check the path and its permissions.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not valid JSON ({error}); delete it and run the command again.") from error
 
@@ -100,21 +102,28 @@ class JsonLines:
         """Open or prepare `path`; a torn last line is cut off.
 
         Raises:
-            RunError: A line in the middle is damaged, or the folder cannot be written.
+            RunError: A line in the middle is damaged, or the file cannot be read or written.
         """
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if not path.exists():
             return
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"Cannot read {path} ({error.strerror}); check the path and its permissions.") from error
         kept = data[: data.rfind(b"\n") + 1]
         for number, line in enumerate(kept.splitlines(), start=1):
-            try:
-                self.rows.append(json.loads(line))
-            except ValueError as error:
-                raise RunError(f"{path} line {number} is damaged; delete the file and run again.") from error
+            self.rows.append(self._row(line, number))
         if len(kept) < len(data):
             write_bytes(path, kept)
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                return row
+        raise RunError(f"{self.path} line {number} is damaged; delete the file and run again.")
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop all rows that are not wanted, in the file too."""
@@ -180,7 +189,7 @@ class RunDirectory:
         manifest_path = path / "run.json"
         wanted = json.loads(json.dumps({"command": command, "settings": settings, **inputs}))
         if manifest_path.exists():
-            manifest = read_json(manifest_path)
+            manifest = _read_manifest(manifest_path)
             differing = list(_differences(wanted, {key: manifest.get(key) for key in wanted}))
             if differing:
                 shown = "; ".join(differing[:6])
@@ -197,7 +206,7 @@ class RunDirectory:
     def state_of(path: Path) -> str | None:
         """`running` or `done`; None if `path` holds no run."""
         manifest = path / "run.json"
-        return str(read_json(manifest).get("state")) if manifest.exists() else None
+        return str(_read_manifest(manifest).get("state")) if manifest.exists() else None
 
     def save(self) -> None:
         """Write `run.json` atomically."""
@@ -219,6 +228,13 @@ class RunDirectory:
         """Mark the whole run done."""
         self.manifest["state"] = "done"
         self.save()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("steps"), dict):
+        raise RunError(f"{path} is not the manifest of a run; delete it or choose another folder.")
+    return manifest
 
 
 def _differences(wanted: Any, found: Any, at: str = "") -> Iterator[str]:

@@ -43,5 +43,5 @@ def locate(
     chosen = get_method(method)
     task = Task(lm, prompts, seed, batch_size, checkpoint, checkpoint_seconds)
     found = chosen.score(task)
-    settings = {**dataclasses.asdict(chosen), "batch_size": batch_size, **found.notes}  # type: ignore[call-overload]
+    settings = {**dataclasses.asdict(chosen), "batch_size": batch_size, **found.notes}
     return Scores(lm, prompts, found.scores, chosen.name, chosen.fidelity, settings, seed)

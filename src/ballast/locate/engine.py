@@ -120,7 +120,7 @@ def accumulate(
         ]
         try:
             for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
-                _loss(lm, batch).backward()
+                weighted_likelihood(lm, batch).backward()
                 if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
                     _save(checkpoint, sums, key, number)
                     saved_at = time.monotonic()
@@ -135,7 +135,12 @@ def accumulate(
     return sums
 
 
-def _loss(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch.Tensor:
+def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch.Tensor:
+    """The weighted sum of response log-probabilities of one batch, a scalar.
+
+    Raises:
+        NumericalError: It is not finite; the message names the rows.
+    """
     batch = collate([row.rendered for row in rows], lm.pad_id).to(lm.device)
     chosen = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
     per_row = batch.response_mask.sum(dim=1)  # (B,)

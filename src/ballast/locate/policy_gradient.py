@@ -40,7 +40,7 @@ def sampled_rows(
         rendered = render(lm.tokenizer, prompt.prompt)
         check_length(rendered, lm.context - max_new_tokens, prompt.id)
         answers = answer_batch(lm, [rendered.ids] * samples, max_new_tokens, seed_of(task.seed, prompt.id))
-        texts = [lm.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+        texts = [str(lm.tokenizer.decode(answer.ids, skip_special_tokens=True)) for answer in answers]
         verdicts = [judged.verdict for judged in judge.judge([prompt.prompt] * samples, texts)]
         kept = [
             (answer, REWARDS[verdict]) for answer, verdict in zip(answers, verdicts, strict=True) if verdict in REWARDS

@@ -57,6 +57,7 @@ class Method(Protocol):
     reference: ClassVar[str]
     fidelity: ClassVar[str]
     needs: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def score(self, task: Task) -> Found:
         """Score every eligible weight."""

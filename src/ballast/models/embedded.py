@@ -54,7 +54,7 @@ def _convert(source: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        fresh.to(torch.bfloat16).save_pretrained(temporary)
+        fresh.bfloat16().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if not folder.exists():  # another process may have been faster
             temporary.rename(folder)

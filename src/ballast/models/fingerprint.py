@@ -22,7 +22,8 @@ def tensor_fingerprint(tensor: torch.Tensor) -> str:
     """
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     plain = tensor.detach().cpu().contiguous()
-    digest.update(memoryview(plain.view(torch.uint8).reshape(-1).numpy()) if plain.numel() else b"")
+    if plain.numel():
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -79,7 +79,8 @@ def _answer(
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         if sample_seed is not None:
             torch.manual_seed(sample_seed)
-        produced = lm.model.generate(
+        generate: Any = lm.model.generate
+        produced = generate(
             input_ids=ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             max_new_tokens=max_new_tokens,

@@ -51,7 +51,7 @@ def open_model(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        opened: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=DTYPES.get(dtype, "auto") if isinstance(dtype, str) else dtype,
             use_safetensors=None if allow_pickle else True,
@@ -61,14 +61,15 @@ def open_model(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"Cannot open the model {source}: {reason}") from error
-    model, loading = opened
+    model: PreTrainedModel = opened[0]
+    loading: dict[str, Any] = opened[1]
     if loading["missing_keys"]:
         named = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(
             f"The checkpoint {source} lacks {len(loading['missing_keys'])} tensors ({named}); get it again."
         )
     chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(torch.device(chosen)).eval()
+    torch.nn.Module.to(model, chosen).eval()  # the model's own `to` has no types
     model.generation_config.max_length = None  # a checkpoint's own limit would cut our answers
     return LanguageModel(model, tokenizer, str(source), revision, files)
 

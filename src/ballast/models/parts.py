@@ -171,7 +171,7 @@ class _Namer:
         self.blocks = decoder_blocks(model, int(config.num_hidden_layers))
         self.decoder = self.blocks.rpartition(".")[0]
         self.embedding = model.get_input_embeddings()
-        self.head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.head = model.get_output_embeddings()
 
     def parts(self) -> Iterator[Part]:
         for name, parameter in self.model.named_parameters():

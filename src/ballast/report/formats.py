@@ -28,7 +28,7 @@ def percent(share: float | None, digits: int = 1, sign: bool = False) -> str:
 
 def short_percent(share: float) -> str:
     """A chosen share as its user wrote it: 0.01 as `1 %`, 0.003 as `0.3 %`."""
-    return f"{share * 100:.6g}{SPACE}%"
+    return f"{share * 100:.3g}{SPACE}%"
 
 
 def bounds(low: float | None, high: float | None, digits: int = 1, scale: float = 100) -> str:

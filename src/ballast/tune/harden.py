@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from ballast.errors import NumericalError, PromptError
 from ballast.judges import get_judge
 from ballast.locate.engine import only_trainable
@@ -20,8 +19,7 @@ from ballast.prompts.prompt_set import shared_prompts
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
 from ballast.tune.checks import Check, check, choose
-from ballast.tune.lessons import help_lessons, refusal_lessons
-from ballast.tune.objective import Lesson
+from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
 from ballast.tune.progress_file import Progress
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
@@ -87,11 +85,10 @@ def harden(
             "prompt_sets": {group.name: group.identity() for group in (refusal_set, *harmless_sets, *select)},
         },
     )
-    lessons = (
-        refusal_lessons(lm, refusal_set),
-        help_lessons(lm, harmless_sets, chosen.answer_tokens, run.path / "own_answers")
-        if chosen.answers_per_step
-        else [],
+    lessons = Curriculum(
+        refusal_lessons(lm, refusal_set, chosen.refusal_tokens),
+        help_lessons(lm, harmless_sets, chosen.answer_tokens, run.path / "own_answers"),
+        chosen.seed,
     )
     parameters = dict(lm.model.named_parameters())
     with (
@@ -138,7 +135,7 @@ def harden(
 def _train(
     lm: LanguageModel,
     optimizer: SparseAdamW,
-    lessons: tuple[list[Lesson], list[Lesson]],
+    lessons: Curriculum,
     select: tuple[PromptSet, PromptSet],
     settings: HardenSettings,
     run: RunDirectory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ballast.errors import PromptError
@@ -12,14 +13,47 @@ from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
 from ballast.progress import track
 from ballast.prompts import PromptSet
-from ballast.prompts.chat import Rendered, check_length, render
+from ballast.prompts.chat import check_length, render
 from ballast.tune.objective import Lesson, remember
 
 REMEMBER_BATCH = 16
 
 
-def refusal_lessons(lm: LanguageModel, refusals: PromptSet) -> list[Lesson]:
-    """One lesson per harmful prompt with a refusal.
+@dataclass(frozen=True)
+class Curriculum:
+    """All rows, and which of them make up each step.
+
+    Attributes:
+        refuse: Refusals to learn.
+        help: Answers to keep; those with a pair number are twins of a refused prompt.
+        seed: Of the order.
+    """
+
+    refuse: list[Lesson]
+    help: list[Lesson]
+    seed: int
+
+    def batch(self, step: int, refusals: int, answers: int) -> list[Lesson]:
+        """The rows of a step (0-based): refusals, the harmless twins of these very prompts, and other answers.
+
+        A twin beside its harmful prompt makes the gradient of the difference between the two. The rows depend on seed
+        and step alone, so an interrupted run continues with the same ones.
+
+        Args:
+            step: Which step.
+            refusals: How many refusals.
+            answers: How many answers; twins come first, the rest is filled from the others.
+        """
+        twins = {lesson.pair: lesson for lesson in self.help if lesson.pair is not None}
+        rows = drawn(self.refuse, refusals, step, self.seed, "refuse")
+        beside = list({row.pair: twins[row.pair] for row in rows if row.pair in twins}.values())[:answers]
+        others = [lesson for lesson in self.help if lesson.pair is None] or self.help
+        fill = drawn(others, answers - len(beside), step, self.seed, "help") if others else []
+        return rows + beside + fill
+
+
+def refusal_lessons(lm: LanguageModel, refusals: PromptSet, tokens: int) -> list[Lesson]:
+    """One lesson per harmful prompt with a refusal, cut after `tokens` tokens.
 
     Raises:
         PromptError: A prompt has no response, or is longer than the context.
@@ -33,7 +67,8 @@ def refusal_lessons(lm: LanguageModel, refusals: PromptSet) -> list[Lesson]:
             )
         rendered = render(lm.tokenizer, prompt.prompt, prompt.response)
         check_length(rendered, lm.context, prompt.id)
-        lessons.append(Lesson(prompt.id, rendered, None))
+        kept = rendered._replace(ids=rendered.ids[: rendered.prompt_length + tokens])
+        lessons.append(Lesson(prompt.id, kept, pair=prompt.pair))
     return lessons
 
 
@@ -48,28 +83,26 @@ def help_lessons(
         answer_tokens: Tokens after which the model's answer is cut.
         out: Folder in which the answers are kept, so that they are not generated twice.
     """
-    rows: list[tuple[str, Rendered]] = []
+    rows: list[Lesson] = []
     for prompts in harmless:
         path = out / f"{prompts.slug}.jsonl" if out else None
-        for completion in generate(lm, prompts, max_new_tokens=answer_tokens, out=path):
+        completions = generate(lm, prompts, max_new_tokens=answer_tokens, out=path)
+        for prompt, completion in zip(prompts, completions, strict=True):
             if completion.answer:
                 rendered = render(lm.tokenizer, completion.prompt, completion.answer)
-                length = min(len(rendered.ids), rendered.prompt_length + completion.tokens)
-                rows.append((completion.id, Rendered(rendered.ids[:length], rendered.prompt_length)))
-    rows.sort(key=lambda row: (len(row[1].ids), row[0]))
+                kept = rendered._replace(ids=rendered.ids[: rendered.prompt_length + completion.tokens])
+                rows.append(Lesson(prompt.id, kept, pair=prompt.pair))
+    rows.sort(key=lambda row: (len(row.rendered.ids), row.id))
     lessons = []
     for start in track(range(0, len(rows), REMEMBER_BATCH), "Remembering the original model"):
         batch = rows[start : start + REMEMBER_BATCH]
-        teachers = remember(lm, [rendered for _, rendered in batch])
-        lessons += [Lesson(name, row, teacher) for (name, row), teacher in zip(batch, teachers, strict=True)]
+        teachers = remember(lm, [row.rendered for row in batch])
+        lessons += [row._replace(teacher=teacher) for row, teacher in zip(batch, teachers, strict=True)]
     return lessons
 
 
-def batch_at(lessons: Sequence[Lesson], size: int, step: int, seed: int, stream: str) -> list[Lesson]:
-    """The `size` lessons of a step (0-based): passes over all lessons, each in an order of its own.
-
-    The order depends on seed, stream and pass alone, so an interrupted run continues with the same batches.
-    """
+def drawn(lessons: Sequence[Lesson], size: int, step: int, seed: int, stream: str) -> list[Lesson]:
+    """The `size` lessons of a step (0-based): passes over all lessons, each pass in an order of its own."""
     chosen = []
     for position in range(step * size, (step + 1) * size):
         turn, place = divmod(position, len(lessons))

@@ -41,11 +41,13 @@ class Lesson(NamedTuple):
         id: Names the row in errors.
         rendered: Request and response.
         teacher: The distribution to stay close to; None for a refusal to learn.
+        pair: Number that a harmful prompt shares with its harmless twin; None without a twin.
     """
 
     id: str
     rendered: Rendered
-    teacher: Teacher | None
+    teacher: Teacher | None = None
+    pair: int | None = None
 
     @property
     def tokens(self) -> int:

@@ -17,16 +17,18 @@ class HardenSettings:
         learning_rate: Peak learning rate of AdamW.
         warmup: Share of the steps in which the rate rises linearly; then it falls along a cosine to a tenth.
         refusals_per_step: Harmful prompts with refusals in one step.
-        answers_per_step: Harmless prompts with the original model's answers in one step.
+        answers_per_step: Harmless prompts with the original model's answers in one step; the twins of the step's
+            harmful prompts come first.
+        refusal_tokens: Tokens of a refusal that are learnt; whether to refuse is decided in the first few.
         micro_batch: Rows per backward pass; the step's gradient does not depend on it beyond rounding.
         help_weight: Factor of the divergence from the original model on harmless prompts.
-        answer_tokens: Tokens of the original's answers to stay close to; the first ones decide between help and refusal.
+        answer_tokens: Tokens of the original's answers to stay close to; the first ones decide whether it helps.
         weight_decay: Decoupled decay of the tuned entries; 0, since decay drags safety weights to zero.
         clip: Largest gradient norm over the tuned entries.
         check_every: Steps between two checks on the select prompts.
         check_tokens: Tokens of the answers in a check.
-        judge: Judge of the checks; not the one that measures, so that the result is not tuned to its judge.
-        max_over_refusal_rise: How far the refusal rate on harmless select prompts may rise, as a share; the step with the
+        judge: Judge of the checks; not the one that measures, so the result is not tuned to its judge.
+        max_over_refusal_rise: How far refusal of harmless select prompts may rise, as a share; the step with the
             lowest attack success among those within this budget is kept.
         seed: Seed of the order of the rows.
     """
@@ -34,11 +36,12 @@ class HardenSettings:
     steps: int = 100
     learning_rate: float = 5e-4
     warmup: float = 0.05
-    refusals_per_step: int = 8
-    answers_per_step: int = 8
-    micro_batch: int = 16
-    help_weight: float = 1.0
-    answer_tokens: int = 24
+    refusals_per_step: int = 16
+    answers_per_step: int = 24
+    refusal_tokens: int = 12
+    micro_batch: int = 20
+    help_weight: float = 4.0
+    answer_tokens: int = 8
     weight_decay: float = 0.0
     clip: float = 1.0
     check_every: int = 10
@@ -49,7 +52,8 @@ class HardenSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in ("steps", "refusals_per_step", "micro_batch", "answer_tokens", "check_every", "check_tokens"):
+        counts = ("steps", "refusals_per_step", "refusal_tokens", "micro_batch", "answer_tokens")
+        for name in (*counts, "check_every", "check_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"The setting {name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("learning_rate", "clip"):

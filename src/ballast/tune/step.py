@@ -8,8 +8,8 @@ import torch
 
 from ballast.errors import NumericalError
 from ballast.models import LanguageModel
-from ballast.tune.lessons import batch_at
-from ballast.tune.objective import Lesson, lesson_losses
+from ballast.tune.lessons import Curriculum
+from ballast.tune.objective import lesson_losses
 from ballast.tune.settings import HardenSettings
 
 
@@ -32,13 +32,13 @@ class Stepper(Protocol):
 def train_step(
     lm: LanguageModel,
     optimizer: Stepper,
-    lessons: tuple[list[Lesson], list[Lesson]],
+    lessons: Curriculum,
     settings: HardenSettings,
     step: int,
 ) -> dict[str, float]:
     """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step."""
-    rows = batch_at(lessons[0], settings.refusals_per_step, step, settings.seed, "refuse")
-    rows += batch_at(lessons[1], settings.answers_per_step, step, settings.seed, "help")
+    rows = lessons.batch(step, settings.refusals_per_step, settings.answers_per_step)
+    rows.sort(key=lambda row: len(row.rendered.ids))  # little padding in each micro-batch
     refuse_tokens = sum(row.tokens for row in rows if row.teacher is None)
     help_tokens = max(1, sum(row.tokens for row in rows if row.teacher is not None))
     refuse = help_ = 0.0
