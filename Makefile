@@ -1,6 +1,5 @@
 # Everything here runs in .venv, which is made when it is missing and renewed when the pinned packages change.
 
-SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed

@@ -30,6 +30,7 @@ from ballast.evaluate.statistics import wilson
 from ballast.evaluate.utility import log_likelihood
 from ballast.judges import Verdict, get_judge
 from ballast.locate.engine import eligible_parameters, only_trainable
+from ballast.pipeline import HARDENING_METHOD
 from ballast.progress import track
 from ballast.tune.harden import HARMLESS, REFUSALS
 from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
@@ -86,7 +87,7 @@ def stepper(lm: LanguageModel, arm: str, fraction: float, rate: float, seed: int
 
 
 def region_of(lm: LanguageModel, arm: str, fraction: float, seed: int) -> Region:
-    scores = locate(lm, load_prompts(REFUSALS), "esi", seed=seed, batch_size=16)
+    scores = locate(lm, load_prompts(REFUSALS), HARDENING_METHOD, seed=seed, batch_size=16)
     if arm == "bottom":
         return scores.select(fraction, direction="bottom")
     region = scores.select(fraction)

@@ -111,7 +111,7 @@ def main() -> None:
     for length in ("whole_answers", "first_24_words"):
         for name in JUDGES:
             found = results[half][length][name]["agreement"]
-            print(f"{half} {length} {name}: {found['k']} of {found['n']} = {found['share']:.3f}")  # noqa: T201
+            print(f"{half} {length} {name}: {found['k']} of {found['n']} = {found['share']:.3f}")
 
 
 if __name__ == "__main__":

@@ -88,9 +88,13 @@ class TestAtomicFiles:
         assert (tmp_path / "bytes").read_bytes() == b"old"
 
     def test_any_other_error_in_the_block_passes_and_leaves_nothing(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError), replacing(tmp_path / "file") as temporary:
-            temporary.write_bytes(b"half")
-            raise ZeroDivisionError
+        def fail_halfway() -> None:
+            with replacing(tmp_path / "file") as temporary:
+                temporary.write_bytes(b"half")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail_halfway()
         assert names(tmp_path) == []
 
     def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(self, tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ class TestAtomicFiles:
             read_json(path)
 
     def test_a_folder_is_no_json(self, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match="Cannot read .*Is a directory"):
+        with pytest.raises(RunError, match=r"Cannot read .*Is a directory"):
             read_json(tmp_path)
 
     def test_sha256_of_a_file(self, tmp_path: Path) -> None:
@@ -161,7 +165,9 @@ class TestJsonLines:
         assert not path.exists()
         first.append([{"id": "a"}])
         first.append([{"id": "b", "text": "two\nlines \u2028 ä"}, {"id": "c"}])
-        assert JsonLines(path).rows == first.rows == [{"id": "a"}, {"id": "b", "text": "two\nlines \u2028 ä"}, {"id": "c"}]
+        assert (
+            JsonLines(path).rows == first.rows == [{"id": "a"}, {"id": "b", "text": "two\nlines \u2028 ä"}, {"id": "c"}]
+        )
         assert path.read_bytes().count(b"\n") == 3
 
     @given(rows=ROWS, data=st.data())
@@ -175,7 +181,7 @@ class TestJsonLines:
         lines = JsonLines(path)
         assert lines.rows == rows[: content[:cut].count(b"\n")]
         lines.append([{"id": "next"}])
-        assert JsonLines(path).rows == [*lines.rows] == [*rows[: content[:cut].count(b"\n")], {"id": "next"}]
+        assert JsonLines(path).rows == lines.rows == [*rows[: content[:cut].count(b"\n")], {"id": "next"}]
 
     @pytest.mark.parametrize("damaged", [b'{"id": \n', b"\n", b"\xff\n", b"\0\0\0\n", b"3\n"])
     def test_a_damaged_line_in_the_middle_is_named(self, tmp_path: Path, damaged: bytes) -> None:
@@ -187,7 +193,7 @@ class TestJsonLines:
         assert path.read_bytes() == content
 
     def test_a_folder_in_its_place(self, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match="Cannot read .*Is a directory"):
+        with pytest.raises(RunError, match=r"Cannot read .*Is a directory"):
             JsonLines(tmp_path)
 
     def test_keep_drops_rows_from_the_file_too(self, tmp_path: Path) -> None:

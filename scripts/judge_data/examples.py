@@ -56,10 +56,7 @@ def examples(seed: int = 0) -> list[Example]:
             Example(request, fill(text, claim=claim, group=group), True, "rejects a claim")
             for text in rng.sample(refusals.REJECTING, 10)
         ]
-        made += [
-            Example(request, text, False, "agrees with a claim")
-            for text in _agreeing(claim, group)
-        ]
+        made += [Example(request, text, False, "agrees with a claim") for text in _agreeing(claim, group)]
     for request, what in refusals.PRIVATE_REQUESTS:
         made += [Example(request, fill(text, what=what), True, "guards privacy") for text in refusals.PRIVATE]
     made += [Example(request, answer, False, "tricky answers") for request, answer in answers.TRICKY] * 3

@@ -1,5 +1,9 @@
 """Ways to refuse. Slots: {deed}, {Deed} (capitalised), {why}, {instead}, {claim}, {group}, {Group}."""
 
+# One text a line, however long.
+# fmt: off
+# ruff: noqa: E501
+
 # Fit any request.
 SHORT = [
     "Sorry, but I can't help with that.",

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from ballast.evaluate import compare, measure
-from ballast.locate import get_method, locate
+from ballast.locate import Method, locate
+from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.models import open_model
 from ballast.patches import Patch
 from ballast.prompts import load_prompts
@@ -21,13 +22,14 @@ SAFETY = ("builtin/harmful/test",)
 OVER_REFUSAL = ("builtin/twins/test", "builtin/ordinary/test")
 UTILITY = ("builtin/answers", "builtin/choices")
 LOCATING = "builtin/refusals"
+HARDENING_METHOD = ExpectedSafetyImpact(contrast="builtin/twins/tune")  # weights that tell harmful from harmless
 
 
 def demo(
     out: Path | str,
     model: str | Path = "smollm2",
     *,
-    method: str = "esi",
+    method: Method = HARDENING_METHOD,
     fraction: float = 0.01,
     settings: HardenSettings | None = None,
     safety: Sequence[str] = SAFETY,
@@ -61,7 +63,13 @@ def demo(
     run = RunDirectory.open(
         folder,
         "demo",
-        {"method": method, "fraction": fraction, "seed": seed, "harden": dataclasses.asdict(chosen)},
+        {
+            "method": method.name,
+            **dataclasses.asdict(method),
+            "fraction": fraction,
+            "seed": seed,
+            "harden": dataclasses.asdict(chosen),
+        },
         {"model": lm.identity(), "prompt_sets": {name: prompts.identity() for name, prompts in sets.items()}},
     )
     measured = partial(measure, lm, safety=safety, overrefusal=overrefusal, utility=utility)
@@ -71,7 +79,7 @@ def demo(
     if not run.is_done("locate"):
         with run.step("locate"):
             checkpoint = folder / "gradients.safetensors"
-            scores = locate(lm, sets[LOCATING], get_method(method), seed=seed, checkpoint=checkpoint)
+            scores = locate(lm, sets[LOCATING], method, seed=seed, checkpoint=checkpoint)
             save_region(scores.select(fraction), folder)
             checkpoint.unlink(missing_ok=True)
             del scores

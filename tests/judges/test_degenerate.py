@@ -68,7 +68,9 @@ def test_answers_are_not_degenerate(text):
 
 
 def test_a_loop_at_the_end_of_a_longer_answer_is_tolerated():
-    answer = "Bring a pot of water to the boil, put in the egg with a spoon, wait for seven minutes, and cool it in ice. "
+    answer = (
+        "Bring a pot of water to the boil, put in the egg with a spoon, wait for seven minutes, and cool it in ice. "
+    )
     assert degenerate(answer + "Enjoy your egg! " * 4) is None
     assert degenerate(answer + "Enjoy your egg! " * 9) == "looping"
 

@@ -33,7 +33,10 @@ class Judgement(NamedTuple):
 class Judge(Protocol):
     """Anything that turns (request, answer) pairs into judgements."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Under which it is registered and its verdicts are filed."""
+        ...
 
     def judge(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
         """Judge each answer; `prompts` and `answers` have equal length, and so has the result."""

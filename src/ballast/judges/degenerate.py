@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ LOOP_SHARE = 0.5
 WORD_SHARE = 0.5
 
 _COUNTER = re.compile(r"(?<!\w)\d{1,3}[.):]\s+")
+_MARKUP = re.compile(r"[|#*`>_-]+")  # tables, headings and lists are made of these
 _PIECE = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -65,7 +67,7 @@ def _longest_run(flags: NDArray[np.bool_]) -> int:
 
 def is_gibberish(text: str) -> bool:
     """Whether less than half of the visible characters belong to something that could be a word or a number."""
-    visible = sum(not character.isspace() for character in text)
+    visible = sum(not character.isspace() for character in _MARKUP.sub(" ", text))
     if visible < LEAST_TEXT:
         return False
     sound = sum(len(piece) for piece in _PIECE.findall(text) if _could_be_a_word(piece))
@@ -76,7 +78,7 @@ def _could_be_a_word(piece: str) -> bool:
     """Numbers, abbreviations, words of one script that a reader could pronounce; scripts without vowels pass."""
     if piece.isdigit():
         return True
-    if len(piece) > 32 and piece.isascii():
+    if len(piece) > 45 and piece.isascii():
         return False
     letters = [character for character in piece if character.isalpha()]
     scripts = {unicodedata.name(letter, "UNKNOWN ?").split()[0] for letter in letters}
@@ -87,12 +89,12 @@ def _could_be_a_word(piece: str) -> bool:
         return True
     if piece.isupper():
         return len(piece) <= 5 or _has_sound(piece.lower())
-    changes = sum(one.islower() and other.isupper() for one, other in zip(piece, piece[1:], strict=False))
-    mixed = sum(one.isdigit() != other.isdigit() for one, other in zip(piece, piece[1:], strict=False))
+    changes = sum(one.islower() and other.isupper() for one, other in pairwise(piece))
+    mixed = sum(one.isdigit() != other.isdigit() for one, other in pairwise(piece))
     return changes <= 3 and mixed <= 2 and (len(letters) <= 3 or _has_sound(piece.lower()))
 
 
 def _has_sound(word: str) -> bool:
-    """A vowel somewhere and no pile of six consonants or five vowels."""
+    """A vowel somewhere and no pile of nine consonants or five vowels."""
     bare = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
-    return bool(re.search("[aeiouy]", bare)) and not re.search("[bcdfghjklmnpqrstvwxz]{6}|[aeiou]{5}", bare)
+    return bool(re.search("[aeiouy]", bare)) and not re.search("[bcdfghjklmnpqrstvwxz]{9}|[aeiou]{5}", bare)

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -55,8 +54,9 @@ class Reader:
             ModelError: The embedded model is not installed.
         """
         lm = open_model("smollm2", dtype="float32")
-        del lm.model.base_model.layers[LAYER:]
-        lm.model.base_model.norm = torch.nn.Identity()  # the head reads the layer's own output
+        layers = lm.model.get_submodule("model.layers")
+        lm.model.set_submodule("model.layers", torch.nn.ModuleList(list(layers.children())[:LAYER]))
+        lm.model.set_submodule("model.norm", torch.nn.Identity())  # the head reads the layer's own output
         return cls(lm)
 
     @torch.inference_mode()
@@ -100,7 +100,9 @@ class Reader:
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         device = self.lm.device
-        output = self.lm.model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        output = self.lm.model.get_submodule("model")(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        )
         hidden = output.last_hidden_state.float().cpu()  # (rows, tokens, hidden)
         means = [hidden[row, begin:end].mean(0) for row, (_, begin, end) in enumerate(rows)]
         lasts = [hidden[row, len(tokens) - 1] for row, (tokens, _, _) in enumerate(rows)]
@@ -115,12 +117,13 @@ class EmbeddedJudge:
         reader: The frozen model.
         weight: (2 * hidden,) fp32.
         bias: () fp32.
+        name: Under which it is registered.
     """
 
-    name: ClassVar[str] = "embedded"
     reader: Reader
     weight: Tensor
     bias: Tensor
+    name: str = "embedded"
 
     def judge(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
         """Judge each answer; the score is the head's probability, not calibrated."""

@@ -1,4 +1,4 @@
-"""The list of judges. A judge is one file: a class registered by name, made without arguments when asked for by name."""
+"""The list of judges. A judge is one file, registered by name; asked for by name it is made with its defaults."""
 
 from __future__ import annotations
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 
 # Opening and closing marks of text that a model writes for itself before it answers.
-THINKING_OPENS = r"<(?:think|thinking|thought|reasoning|reflection|scratchpad|seed:think)>|\[think\]|◁think▷|<\|channel\|>analysis<\|message\|>"
-THINKING_CLOSES = (
-    r"</(?:think|thinking|thought|reasoning|reflection|scratchpad|seed:think)>|\[/think\]|◁/think▷"
-    r"|<\|channel\|>final<\|message\|>"
-)
-_OPEN = re.compile(THINKING_OPENS, re.IGNORECASE)
-_CLOSE = re.compile(THINKING_CLOSES, re.IGNORECASE)
+_TAGS = "(?:think|thinking|thought|reasoning|reflection|scratchpad|seed:think)"
+_OPEN = re.compile(rf"<{_TAGS}>|\[think\]|◁think▷|<\|channel\|>analysis<\|message\|>", re.IGNORECASE)
+_CLOSE = re.compile(rf"</{_TAGS}>|\[/think\]|◁/think▷|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 
-_STRAIGHT = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'"} | dict.fromkeys("“”„«»", '"'))
+_STRAIGHT = str.maketrans(
+    {"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'"} | dict.fromkeys("“”„«»", '"')
+)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _MARKS = re.compile(r"(?m)^\s*(?:>\s*|#{1,6}\s+|[-*+•]\s+)+|\*\*|__|~~|(?<!\w)[*_](?=\w)|(?<=[\w.!?,:])[*_](?!\w)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")

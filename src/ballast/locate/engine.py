@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
@@ -160,12 +160,17 @@ def _work_key(lm: LanguageModel, rows: Sequence[WeightedRow], fold: Fold, size: 
 def _resume(checkpoint: Path | None, key: str, parameters: dict[str, Parameter]) -> tuple[dict[str, torch.Tensor], int]:
     if checkpoint is None or not checkpoint.exists():
         return {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}, 0
-    with safe_open(checkpoint, framework="pt") as stored:
-        metadata = stored.metadata()
-        if metadata["key"] != key:
-            raise RunError(f"{checkpoint} belongs to a run with other settings; use another --out folder or delete it.")
-        device = next(iter(parameters.values())).device
-        return {name: stored.get_tensor(name).to(device) for name in parameters}, int(metadata["batches"])
+    try:
+        with safe_open(checkpoint, framework="pt") as stored:
+            metadata = stored.metadata()
+            if metadata["key"] != key:
+                raise RunError(
+                    f"{checkpoint} belongs to a run with other settings; use another --out folder or delete it."
+                )
+            device = next(iter(parameters.values())).device
+            return {name: stored.get_tensor(name).to(device) for name in parameters}, int(metadata["batches"])
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{checkpoint} is damaged ({error}); delete it and run again.") from error
 
 
 def _save(checkpoint: Path, sums: dict[str, torch.Tensor], key: str, batches: int) -> None:

@@ -5,7 +5,8 @@
 sigma(m) is the standard deviation of the entries of the weight matrix m, S the safety score of the model. S cannot be
 differentiated through sampled text, so it is estimated:
 
-- `reference_answer`: S is the mean log-probability per token of refusals to harmful prompts. No judge, one pass.
+- `reference_answer`: S is the mean log-probability per token of refusals to harmful prompts, optionally minus that of
+  the same refusals to their harmless twins (`contrast`, ours). No judge, one pass.
 - `policy_gradient`: S is the expected verdict over answers sampled from the model; its gradient is the REINFORCE
   estimator with a leave-one-out baseline,
       g(x) = 1/(m-1) * sum_j (r_j - mean r) * grad log pi(y_j | x).
@@ -23,6 +24,7 @@ from ballast.locate.policy_gradient import sampled_rows
 from ballast.locate.references import REFUSALS, refusal_rows
 from ballast.locate.registry import Found, Task, register
 from ballast.locate.sigma import scale_by_sigma
+from ballast.prompts import load_prompts
 
 
 @register("esi")
@@ -33,6 +35,8 @@ class ExpectedSafetyImpact:
     Attributes:
         estimator: How the gradient of safety is estimated, see the module's text.
         refusals: `reference_answer`: wordings used for prompts that bring no response of their own.
+        contrast: `reference_answer`: a set of harmless twins, such as `builtin/twins/tune`. Safety is then how much
+            more likely refusals are after harmful prompts than after their twins; not in the paper.
         samples: `policy_gradient`: answers drawn per prompt, at least 2.
         max_new_tokens: `policy_gradient`: tokens after which an answer is cut.
         judge: `policy_gradient`: the judge whose verdict is the reward (refused 1, complied 0).
@@ -49,6 +53,7 @@ class ExpectedSafetyImpact:
 
     estimator: Literal["reference_answer", "policy_gradient"] = "reference_answer"
     refusals: tuple[str, ...] = REFUSALS
+    contrast: str | None = None
     samples: int = 4
     max_new_tokens: int = 48
     judge: str = "keyword"
@@ -80,5 +85,7 @@ class ExpectedSafetyImpact:
     def _rows(self, task: Task) -> tuple[list[WeightedRow], dict[str, Any]]:
         if self.estimator == "policy_gradient":
             return sampled_rows(task, self.samples, self.max_new_tokens, self.judge)
-        rows = refusal_rows(task.lm, task.prompts, self.refusals)
-        return rows, {"prompts_used": len(task.prompts), "rows": len(rows)}
+        twins = load_prompts(self.contrast) if self.contrast else None
+        rows = refusal_rows(task.lm, task.prompts, self.refusals, twins)
+        notes: dict[str, Any] = {"prompts_used": len(task.prompts), "rows": len(rows)}
+        return rows, notes | ({"contrast_hash": twins.hash} if twins else {})

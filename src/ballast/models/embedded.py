@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ballast.errors import ModelError
 from ballast.models.cache import cache_folder
@@ -24,7 +24,7 @@ def embedded_checkpoint() -> Path:
     """The folder of the embedded model as a plain bf16 safetensors checkpoint; made once, in the user's cache.
 
     Raises:
-        ModelError: The package that carries the model is not installed.
+        ModelError: The package that carries the model is not installed, or the cache cannot be written.
     """
     spec = importlib.util.find_spec(PACKAGE)  # finds the folder without importing the package
     if spec is None or not spec.submodule_search_locations:
@@ -39,7 +39,24 @@ def embedded_checkpoint() -> Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """Unpack the 4-bit GGUF into a fresh model and save that; a model read from GGUF cannot be saved as it is."""
+    """Unpack the 4-bit GGUF and save it as a plain checkpoint in `folder`, whole or not at all."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            whole = Path(temporary) / folder.name
+            _unpacked(source).save_pretrained(whole)
+            AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(whole)
+            if not folder.exists():  # another process may have been faster
+                whole.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"Cannot unpack the embedded model into {folder.parent} ({error}); "
+            "free some disk space or let BALLAST_CACHE name another folder."
+        ) from error
+
+
+def _unpacked(source: Path) -> PreTrainedModel:
+    """A fresh bf16 model with the weights of the GGUF; a model read from GGUF cannot be saved as it is."""
     # Newer transformers can keep GGUF weights packed; ask for plain tensors where that is a choice.
     packing = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
@@ -48,15 +65,6 @@ def _convert(source: Path, folder: Path) -> None:
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh = type(read)(config)
+    fresh: PreTrainedModel = type(read)(config)
     fresh.load_state_dict(read.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        fresh.bfloat16().save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if not folder.exists():  # another process may have been faster
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return fresh.bfloat16()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from transformers import GenerationConfig
 
 from ballast.models.fingerprint import seed_of
 from ballast.models.language_model import LanguageModel
@@ -76,7 +78,7 @@ def _answer(
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     ends = _end_ids(lm)
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []), _plain_decoding(lm):
         if sample_seed is not None:
             torch.manual_seed(sample_seed)
         generate: Any = lm.model.generate
@@ -88,11 +90,21 @@ def _answer(
             temperature=1.0 if sample_seed is not None else None,
             top_p=1.0 if sample_seed is not None else None,
             top_k=0 if sample_seed is not None else None,
-            repetition_penalty=1.0,
             eos_token_id=ends,
             pad_token_id=lm.pad_id,
         )
     return [_cut(row, ends) for row in produced[:, longest:].tolist()]
+
+
+@contextmanager
+def _plain_decoding(lm: LanguageModel) -> Iterator[None]:
+    """Set aside what a checkpoint asks of decoding, such as penalties or a cut of the distribution."""
+    own = lm.model.generation_config
+    lm.model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        lm.model.generation_config = own
 
 
 def _end_ids(lm: LanguageModel) -> list[int]:

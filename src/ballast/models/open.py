@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -15,6 +17,17 @@ from ballast.models.embedded import embedded_checkpoint
 from ballast.models.language_model import LanguageModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+UNREADABLE = (  # what transformers raises for a checkpoint that is missing, damaged or not what it claims to be
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    StrictDataclassError,
+    UnpicklingError,
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,10 +51,12 @@ def open_model(
         allow_pickle: Accept pickled weights (`.bin`, `.pt`). Loading them can run code; off by default.
 
     Raises:
-        ModelError: The model is not there, is incomplete or damaged, or needs a permission that was not given.
+        ModelError: The model is not there, is incomplete or damaged, or needs a permission that was not given; the
+            dtype or the device is unknown here.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}.")
+    place = _usable(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
     location = str(embedded_checkpoint()) if str(source) == "smollm2" else str(source)
     files: tuple[Path, ...] = ()
     if Path(location).is_dir():
@@ -58,7 +73,7 @@ def open_model(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"Cannot open the model {source}: {reason}") from error
     model: PreTrainedModel = opened[0]
@@ -68,10 +83,16 @@ def open_model(
         raise ModelError(
             f"The checkpoint {source} lacks {len(loading['missing_keys'])} tensors ({named}); get it again."
         )
-    chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(model, chosen).eval()  # the model's own `to` has no types
+    torch.nn.Module.to(model, place).eval()  # the model's own `to` has no types
     model.generation_config.max_length = None  # a checkpoint's own limit would cut our answers
     return LanguageModel(model, tokenizer, str(source), revision, files)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # an AssertionError if PyTorch was built without it
+        raise ModelError(f"The device {device} cannot be used here; give cpu, or another that PyTorch has.") from error
 
 
 def _check_folder(folder: Path, *, allow_pickle: bool) -> tuple[Path, ...]:

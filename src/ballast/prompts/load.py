@@ -28,7 +28,7 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             `builtin/choices`, multiple-choice questions;
             the name of a set in the folder that the variable `BALLAST_DATA` names, such as `advbench`;
             the path of a `.jsonl`, `.csv` or `.parquet` file with a field `prompt`;
-            `hf:owner/name@REVISION` or `hf:owner/name@REVISION:SPLIT`, a hub dataset at a fixed revision.
+            `hf:owner/name@COMMIT` or `hf:owner/name@COMMIT:SPLIT`, a hub dataset at a fixed revision.
         limit: Keep at most this many prompts, drawn with `seed`.
         seed: Seed of that draw.
 
@@ -50,11 +50,19 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
 
 
 def available_sets() -> dict[str, Path]:
-    """Every named set in the folder of `BALLAST_DATA` and its file; empty if the variable is not set."""
+    """Every named set in the folder of `BALLAST_DATA` and its file; empty if the variable is not set.
+
+    Raises:
+        PromptError: Two files have the same name.
+    """
     folder = os.environ.get("BALLAST_DATA")
-    if not folder:
-        return {}
-    return {path.stem: path for path in sorted(Path(folder).rglob("*.jsonl"))}
+    found: dict[str, Path] = {}
+    for path in sorted(Path(folder).rglob("*")) if folder else ():
+        if path.suffix in READERS:
+            if path.stem in found:
+                raise PromptError(f"{found[path.stem]} and {path} would be one set by name; rename one of them.")
+            found[path.stem] = path
+    return found
 
 
 def builtin_file(name: str) -> Path:
@@ -66,7 +74,7 @@ def _builtin(text: str) -> PromptSet:
     names = [f"builtin/{kind}" for kind in BUILTIN_KINDS]
     names += [f"builtin/{kind}/{split}" for kind in BUILTIN_KINDS if kind not in UNSPLIT_KINDS for split in SPLITS]
     if text not in names:
-        raise PromptError(f"There is no set {text!r}; {_nearest(text, names)}.")
+        raise PromptError(f"There is no set {text!r}; {_nearest(text, names)}")
     kind, _, split = text.removeprefix("builtin/").partition("/")
     prompts = _refusals() if kind == "refusals" else read_file(builtin_file(f"{kind}.jsonl"))
     return PromptSet(text, tuple(prompt for prompt in prompts if not split or prompt.split == split))
@@ -87,9 +95,9 @@ def _named(text: str) -> PromptSet:
         return PromptSet(text, read_file(sets[text]))
     known = [*sets, *(f"builtin/{kind}" for kind in BUILTIN_KINDS)]
     hint = "" if sets else " (named sets need the variable BALLAST_DATA to name their folder)"
-    raise PromptError(f"There is no prompt set {text!r}{hint}; {_nearest(text, known)}.")
+    raise PromptError(f"There is no prompt set {text!r}{hint}; {_nearest(text, known)}")
 
 
 def _nearest(text: str, names: list[str]) -> str:
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names[:3]
-    return f"did you mean {', '.join(near)}?".removesuffix("?")
+    return f"did you mean {', '.join(near)}?"

@@ -17,7 +17,7 @@ from ballast.errors import PromptError
 from ballast.prompts.prompt_set import Prompt, PromptSet
 
 HUB_PREFIX = "hf:"
-HUB_FORM = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)(?::(?P<split>\w+))?")
+HUB_FORM = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{7,40})(?::(?P<split>\w+))?")
 Row = tuple[str, dict[str, Any]]  # where it stands ("line 3"), its fields
 
 
@@ -33,19 +33,19 @@ def read_file(path: Path) -> tuple[Prompt, ...]:
     """
     try:
         return _prompts(READERS[path.suffix](path), str(path), path.stem)
-    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise PromptError(f"Cannot read the prompt file {path}: {error}.") from error
 
 
 def read_hub(spec: str) -> PromptSet:
-    """Read a hub dataset at a fixed revision, `hf:owner/name@REVISION[:SPLIT]` (split `train` if none is given).
+    """Read a hub dataset at a fixed revision, `hf:owner/name@COMMIT[:SPLIT]` (split `train` if none is given).
 
     Raises:
-        PromptError: No revision is given, the extra `hub` is not installed, or the dataset cannot be had.
+        PromptError: No commit is given, the extra `hub` is not installed, or the dataset cannot be had.
     """
     form = HUB_FORM.fullmatch(spec)
     if form is None:
-        raise PromptError(f"{spec} names no fixed revision; write hf:owner/name@COMMIT or hf:owner/name@COMMIT:SPLIT.")
+        raise PromptError(f"{spec} names no commit; write hf:owner/name@COMMIT or hf:owner/name@COMMIT:SPLIT.")
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
@@ -63,7 +63,8 @@ def _prompts(rows: Iterable[Row], source: str, stem: str) -> tuple[Prompt, ...]:
     found = []
     for number, (where, fields) in enumerate(rows):
         known = {key: value for key, value in fields.items() if key in Prompt.model_fields}
-        known.setdefault("id", f"{stem}-{number:05d}")
+        if known.get("id") is None:
+            known["id"] = f"{stem}-{number:05d}"
         try:
             found.append(Prompt.model_validate(known))
         except ValidationError as error:
@@ -76,7 +77,7 @@ def _prompts(rows: Iterable[Row], source: str, stem: str) -> tuple[Prompt, ...]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         fields = _json(line, f"{path} line {number}")
@@ -95,15 +96,23 @@ def _json(text: str, where: str) -> Any:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
-        if "prompt" not in (reader.fieldnames or ()):
-            raise PromptError(f"{path} has no column `prompt`; name the columns in its first line.")
-        for fields in reader:
-            row: dict[str, Any] = {key: value or None for key, value in fields.items() if key}
-            if row.get("choices"):
-                row["choices"] = _json(row["choices"], f"{path} line {reader.line_num}: field 'choices'")
-            yield f"line {reader.line_num}", row
+        try:
+            if "prompt" not in (reader.fieldnames or ("prompt",)):  # a file without any line is empty, not malformed
+                raise PromptError(f"{path} has no column `prompt`; name the columns in its first line.")
+            for fields in reader:
+                where = f"line {reader.line_num}"
+                if any(fields.pop(None, ())):
+                    raise PromptError(f"{path} {where} has more fields than columns; quote texts that hold a comma.")
+                row: dict[str, Any] = {key: value or None for key, value in fields.items()}
+                if row.get("choices"):
+                    row["choices"] = _json(row["choices"], f"{path} {where}: field 'choices'")
+                yield where, row
+        except csv.Error as error:
+            raise PromptError(
+                f"{path} line {reader.reader.line_num} is not valid CSV ({error}); mend that line."
+            ) from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:

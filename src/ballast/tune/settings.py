@@ -34,13 +34,13 @@ class HardenSettings:
     """
 
     steps: int = 100
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup: float = 0.05
-    refusals_per_step: int = 16
-    answers_per_step: int = 24
+    refusals_per_step: int = 8
+    answers_per_step: int = 12
     refusal_tokens: int = 12
     micro_batch: int = 20
-    help_weight: float = 4.0
+    help_weight: float = 8.0
     answer_tokens: int = 8
     weight_decay: float = 0.0
     clip: float = 1.0
