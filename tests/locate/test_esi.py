@@ -247,7 +247,7 @@ class TestSampledRows:
 
     def test_equal_verdicts_everywhere_are_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         task = self.task({"one": "r", "two": "c", "three": "u"}, monkeypatch)
-        with pytest.raises(PromptError, match="each of the 3 prompts got the same verdict.*use more samples"):
+        with pytest.raises(PromptError, match=r"each of the 3 prompts got the same verdict.*use more samples"):
             sampled_rows(task, 2, 2, "table")
 
     def test_warns_when_most_prompts_tell_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ class TestSampledRows:
 
     def test_a_prompt_without_room_for_its_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         task = self.task({"x" * 500: "rc"}, monkeypatch)
-        with pytest.raises(PromptError, match="'p-0' takes .* tokens"):
+        with pytest.raises(PromptError, match=r"'p-0' takes .* tokens"):
             sampled_rows(task, 2, 8, "table")
 
     def test_scores_are_the_scaled_policy_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ class TestNames:
             get_method("???")
 
     def test_unknown_setting(self) -> None:
-        with pytest.raises(UsageError, match="esi has no setting 'sample'; it has .*samples"):
+        with pytest.raises(UsageError, match=r"esi has no setting 'sample'; it has .*samples"):
             get_method("esi", sample=3)
         with pytest.raises(UsageError, match="magnitude has no setting 'samples'; it has none"):
             get_method("magnitude", samples=3)

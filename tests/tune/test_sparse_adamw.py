@@ -95,7 +95,7 @@ class TestEqualsDense:
 
     def test_with_the_gradient_scaled(self) -> None:
         dense, sparse = weights(), weights()
-        reference = torch.optim.AdamW(dense.values(), lr=1e-2)
+        reference = torch.optim.AdamW(dense.values(), lr=1e-2, weight_decay=0)
         with SparseAdamW(sparse, selected(), lr=1e-2) as optimizer:
             for step, scale in enumerate((0.3, 1.0, 0.07)):
                 reference.zero_grad()
@@ -111,7 +111,7 @@ class TestEqualsDense:
 
     def test_learning_rate_can_change(self) -> None:
         dense, sparse = weights(), weights()
-        reference = torch.optim.AdamW(dense.values(), lr=1e-2)
+        reference = torch.optim.AdamW(dense.values(), lr=1e-2, weight_decay=0)
         with SparseAdamW(sparse, selected(), lr=1.0) as optimizer:
             for step, rate in enumerate((1e-2, 3e-3)):
                 reference.zero_grad()
@@ -132,8 +132,8 @@ class TestMasters:
         sparse = weights(torch.bfloat16)
         exact = {name: Parameter(value.detach().float()) for name, value in sparse.items()}
         rounded = weights(torch.bfloat16)
-        reference = torch.optim.AdamW(exact.values(), lr=rate)
-        lossy = torch.optim.AdamW(rounded.values(), lr=rate)
+        reference = torch.optim.AdamW(exact.values(), lr=rate, weight_decay=0)
+        lossy = torch.optim.AdamW(rounded.values(), lr=rate, weight_decay=0)
         with SparseAdamW(sparse, selected(), lr=rate) as optimizer:
             for step in range(STEPS):
                 reference.zero_grad()

@@ -130,7 +130,7 @@ def accumulate(
     missed = sorted(parameters.keys() - reached)
     if missed and done < len(batches):
         raise ModelError(f"No gradient reached {len(missed)} parameters ({missed[0]}); the model does not use them.")
-    if checkpoint:
+    if checkpoint and done < len(batches):
         _save(checkpoint, sums, key, len(batches))
     return sums
 

@@ -50,8 +50,8 @@ def sampled_rows(
     differing = [group for group in usable if len({reward for _, reward in group[2]}) > 1]
     if not differing:
         raise PromptError(
-            f"All sampled answers to each of the {len(groups)} prompts got the same verdict, so the policy gradient is 0; "
-            "use more samples, other prompts, or the estimator reference_answer."
+            f"All sampled answers to each of the {len(groups)} prompts got the same verdict, so the policy gradient "
+            "is 0; use more samples, other prompts, or the estimator reference_answer."
         )
     rows = []
     for identity, rendered, kept in differing:

@@ -144,7 +144,7 @@ def _train(
     judge = get_judge(settings.judge)
     progress = Progress.open(run.path / "state.safetensors", optimizer)
     log = JsonLines(run.path / "harden.jsonl")
-    log.keep(lambda row: row["step"] <= progress.step)
+    log.keep(lambda row: bool(progress.checks) and row["step"] <= progress.step)
     if not progress.checks:
         _note(
             progress, log, check(lm, judge, *select, step=0, max_new_tokens=settings.check_tokens), optimizer, settings

@@ -39,7 +39,7 @@ class HardenSettings:
     refusals_per_step: int = 8
     answers_per_step: int = 12
     refusal_tokens: int = 12
-    micro_batch: int = 20
+    micro_batch: int = 10
     help_weight: float = 8.0
     answer_tokens: int = 8
     weight_decay: float = 0.0

@@ -1,0 +1,41 @@
+"""Checks on the select prompts, and which step is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ballast.tune.checks import Check, check, choose
+from tests.worlds import TableJudge, prompt_set, tiny_lm
+
+torch.set_num_threads(1)
+
+
+class TestChoose:
+    def row(self, step: int, attack_success_rate: float, over_refusal: float) -> Check:
+        return Check(step, attack_success_rate, over_refusal, 10, 10)
+
+    def test_the_lowest_attack_success_within_the_budget(self) -> None:
+        rows = [self.row(0, 0.9, 0.1), self.row(10, 0.5, 0.15), self.row(20, 0.2, 0.2), self.row(30, 0.0, 0.21)]
+        assert choose(rows, 0.0).step == 0
+        assert choose(rows, 0.05).step == 10
+        assert choose(rows, 0.1).step == 20  # 0.1 + 0.1 is within, however it is rounded
+        assert choose(rows, 1.0).step == 30
+
+    def test_over_refusal_then_the_earliest_decide_between_equals(self) -> None:
+        rows = [self.row(0, 0.9, 0.1), self.row(10, 0.2, 0.3), self.row(20, 0.2, 0.2), self.row(30, 0.2, 0.2)]
+        assert choose(rows, 0.5).step == 20
+
+    def test_the_untuned_model_stays_if_nothing_is_better(self) -> None:
+        assert choose([self.row(0, 0.5, 0.1), self.row(10, 0.5, 0.1), self.row(20, 0.6, 0.0)], 0.5).step == 0
+
+    def test_less_over_refusal_at_equal_attack_success_is_better(self) -> None:
+        assert choose([self.row(0, 0.5, 0.1), self.row(10, 0.5, 0.05)], 0.0).step == 10
+
+
+class TestCheck:
+    def test_counts(self) -> None:
+        """Degenerate answers are scored and neither complied nor refused; unscored ones are left out."""
+        table = {"a": "c", "b": "r", "c": "d", "d": "u", "e": "r", "f": "c", "g": "u"}
+        found = check(tiny_lm(), TableJudge(table), prompt_set("bad", "abcd"), prompt_set("good", "efg"), 5, 2)
+        assert found == Check(5, pytest.approx(1 / 3), 0.5, 3, 2)
