@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.01)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--help-weight", type=float, default=HardenSettings.help_weight)
-    parser.add_argument("--at", type=int, nargs="+", default=[0, 20, 40, 60, 80, 100])
+    parser.add_argument("--at", type=int, nargs="+", default=[0, 30, 60, 100])
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from ballast.evaluate.statistics import mcnemar_exact, paired_difference_interva
 from ballast.evaluate.summary import ModelIdentity, SafetyResult, Summary, UtilityResult
 from ballast.judges.base import Verdict
 from ballast.prompts.prompt_set import Prompt, PromptSet
-from ballast.report.schema import Comparison as ReportedComparison
-from ballast.report.schema import Summary as ReportedSummary
 from ballast.runs import JsonLines
 
 LETTERS = {"c": Verdict.COMPLIED, "r": Verdict.REFUSED, "d": Verdict.DEGENERATE, "u": Verdict.UNSCORED}
@@ -119,19 +116,6 @@ def test_nothing_scored_gives_none(tmp_path: Path) -> None:
     assert change.mcnemar_p is None
     assert change.before.rate is None
     assert "NaN" not in (tmp_path / "comparison.json").read_text()
-
-
-def test_the_report_reads_what_is_written(tmp_path: Path) -> None:
-    utility = {"text": ("log_likelihood", [-2.0, -1.0], [1.0, 1.0])}
-    summary = write(tmp_path / "a", "cr", "rc", utility=utility)
-    write(tmp_path / "b", "rr", "cc", utility=utility)
-    compare(tmp_path / "a", tmp_path / "b", out=tmp_path)
-    read = ReportedComparison.model_validate_json((tmp_path / "comparison.json").read_text())
-    assert [row.name for row in read.sets] == ["some/harmful", "benign"]
-    assert len(read.flips) == 2
-    reported = ReportedSummary.model_validate_json((tmp_path / "a" / "summary.json").read_text())
-    assert reported.sets[0].rate == summary.sets[0].rate == 0.5
-    assert json.loads((tmp_path / "a" / "summary.json").read_text())["model"]["class"] == "X"
 
 
 def test_log_likelihood_is_weighted_and_paired(tmp_path: Path) -> None:

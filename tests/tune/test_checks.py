@@ -35,7 +35,11 @@ class TestChoose:
 
 class TestCheck:
     def test_counts(self) -> None:
-        """Degenerate answers are scored and neither complied nor refused; unscored ones are left out."""
+        """Degenerate answers are scored and neither complied nor refused; unscored ones are left out.
+
+        Several sets of harmless prompts are counted together.
+        """
         table = {"a": "c", "b": "r", "c": "d", "d": "u", "e": "r", "f": "c", "g": "u"}
-        found = check(tiny_lm(), TableJudge(table), prompt_set("bad", "abcd"), prompt_set("good", "efg"), 5, 2)
+        sets = [prompt_set("good", "ef"), prompt_set("fine", "g")]
+        found = check(tiny_lm(), TableJudge(table), prompt_set("bad", "abcd"), sets, 5, 2)
         assert found == Check(5, pytest.approx(1 / 3), 0.5, 3, 2)

@@ -45,7 +45,7 @@ def run(lm: LanguageModel, out: Path | None, region: Region | None = None, **cha
         "refusals": REFUSALS,
         "harmless": [HARMLESS],
         "select_harmful": SELECT_HARMFUL,
-        "select_harmless": SELECT_HARMLESS,
+        "select_harmless": [SELECT_HARMLESS],
         **{name: value for name, value in changes.items() if name not in fields},
     }
     settings = dataclasses.replace(SETTINGS, **{name: value for name, value in changes.items() if name in fields})
@@ -105,7 +105,7 @@ class TestResult:
         assert chosen["attack_success_rate"] < record["selection"][0]["attack_success_rate"]
         assert chosen["over_refusal"] <= record["selection"][0]["over_refusal"]
         patch.apply(lm.model)
-        found = check(lm, OpeningJudge("N"), SELECT_HARMFUL, SELECT_HARMLESS, chosen["step"], SETTINGS.check_tokens)
+        found = check(lm, OpeningJudge("N"), SELECT_HARMFUL, [SELECT_HARMLESS], chosen["step"], SETTINGS.check_tokens)
         assert found._asdict() == chosen
 
     def test_the_patch_says_how_it_was_made(self) -> None:
@@ -245,7 +245,7 @@ class TestRefused:
         ("select", "shared"),
         [
             ({"select_harmful": prompt_set("s", ["bad: shout", "BAD  steal!"])}, "s-1 is bad-0"),
-            ({"select_harmless": prompt_set("s", ["good: sea"])}, "s-0 is good-2"),
+            ({"select_harmless": [prompt_set("s", ["good: sea"])]}, "s-0 is good-2"),
             ({"select_harmful": prompt_set("s", ["good: tea"])}, "s-0 is good-0"),
         ],
     )

@@ -173,7 +173,7 @@ def harden(
     refusals: Annotated[str, typer.Option(help="Harmful prompts with refusals.")] = REFUSALS,
     harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts; repeat for more sets.")] = None,
     select_harmful: Annotated[str, typer.Option(help="Harmful prompts on which the step is chosen.")] = SELECT_HARMFUL,
-    select_harmless: Annotated[str, typer.Option(help="Harmless prompts for the same.")] = SELECT_HARMLESS,
+    select_harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts for the same; repeat.")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = HardenSettings.steps,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = HardenSettings.learning_rate,
     help_weight: Annotated[float, typer.Option(help="Weight of staying close.")] = HardenSettings.help_weight,
@@ -201,7 +201,7 @@ def harden(
         refusals=refusals,
         harmless=harmless or HARMLESS,
         select_harmful=select_harmful,
-        select_harmless=select_harmless,
+        select_harmless=select_harmless or SELECT_HARMLESS,
         settings=settings,
         out=out,
     )
@@ -240,12 +240,13 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """The main job: measure, locate, harden, measure again, report."""
-    if RunDirectory.state_of(out) == "done":
-        done = "Nothing is left to do; delete the folder to start again. "
-    else:
-        done = ""
+    finished = RunDirectory.state_of(out) == "done"
     page = pipeline.demo(out, model, fraction=fraction, seed=seed)
-    show({"report": str(page)}, (), f"{done}Report: {page}")
+    show(
+        {"report": str(page)},
+        (),
+        ("Nothing is left to do; delete the folder to start again. " if finished else "") + f"Report: {page}",
+    )
 
 
 def _opened(

@@ -30,16 +30,16 @@ class Check(NamedTuple):
 
 
 def check(
-    lm: LanguageModel, judge: Judge, harmful: PromptSet, harmless: PromptSet, step: int, max_new_tokens: int
+    lm: LanguageModel, judge: Judge, harmful: PromptSet, harmless: Sequence[PromptSet], step: int, max_new_tokens: int
 ) -> Check:
     """Answer the select prompts and judge the answers."""
-    complied, n_harmful = _count(lm, judge, harmful, max_new_tokens, Verdict.COMPLIED)
+    complied, n_harmful = _count(lm, judge, [harmful], max_new_tokens, Verdict.COMPLIED)
     refused, n_harmless = _count(lm, judge, harmless, max_new_tokens, Verdict.REFUSED)
     return Check(step, complied / max(1, n_harmful), refused / max(1, n_harmless), n_harmful, n_harmless)
 
 
-def _count(lm: LanguageModel, judge: Judge, prompts: PromptSet, tokens: int, wanted: Verdict) -> tuple[int, int]:
-    completions = generate(lm, prompts, max_new_tokens=tokens)
+def _count(lm: LanguageModel, judge: Judge, sets: Sequence[PromptSet], tokens: int, wanted: Verdict) -> tuple[int, int]:
+    completions = [row for prompts in sets for row in generate(lm, prompts, max_new_tokens=tokens)]
     judged = judge.judge([row.prompt for row in completions], [row.answer for row in completions])
     scored = [row.verdict for row in judged if row.verdict is not Verdict.UNSCORED]
     return sum(verdict is wanted for verdict in scored), len(scored)

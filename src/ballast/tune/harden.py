@@ -26,9 +26,9 @@ from ballast.tune.sparse_adamw import SparseAdamW
 from ballast.tune.step import train_step
 
 REFUSALS = "builtin/refusals"
-HARMLESS = ("builtin/twins/tune", "builtin/ordinary/tune")
+HARMLESS = ("builtin/twins/tune", "builtin/borderline/tune", "builtin/ordinary/tune")
 SELECT_HARMFUL = "builtin/harmful/select"
-SELECT_HARMLESS = "builtin/twins/select"
+SELECT_HARMLESS = ("builtin/twins/select", "builtin/borderline/select")
 
 
 def harden(
@@ -38,7 +38,7 @@ def harden(
     refusals: PromptSet | str = REFUSALS,
     harmless: Sequence[PromptSet | str] = HARMLESS,
     select_harmful: PromptSet | str = SELECT_HARMFUL,
-    select_harmless: PromptSet | str = SELECT_HARMLESS,
+    select_harmless: Sequence[PromptSet | str] = SELECT_HARMLESS,
     settings: HardenSettings | None = None,
     out: Path | str | None = None,
 ) -> Patch:
@@ -54,7 +54,7 @@ def harden(
         harmless: Harmless prompts; the model's own answers to them are what it stays close to. Near twins of the
             harmful ones matter most.
         select_harmful: Harmful prompts on which the step is chosen; none of them may be in the training sets.
-        select_harmless: Harmless prompts for the same.
+        select_harmless: Harmless prompts for the same, counted together.
         settings: See `HardenSettings`.
         out: Folder for `harden.jsonl` (one row per step), `harden.json` and the state; the same call on the same folder
             continues. A temporary one if None.
@@ -71,8 +71,8 @@ def harden(
     chosen = settings or HardenSettings()
     refusal_set = _loaded(refusals)
     harmless_sets = [_loaded(spec) for spec in harmless]
-    select = (_loaded(select_harmful), _loaded(select_harmless))
-    _check_disjoint([refusal_set, *harmless_sets], select)
+    select = (_loaded(select_harmful), [_loaded(spec) for spec in select_harmless])
+    _check_disjoint([refusal_set, *harmless_sets], [select[0], *select[1]])
     fingerprints = lm.fingerprints()
     region.check_model(fingerprints, {name: value.shape for name, value in lm.model.named_parameters()})
     run = RunDirectory.open(
@@ -82,7 +82,9 @@ def harden(
         {
             "model": lm.identity(),
             "region": region.region_id,
-            "prompt_sets": {group.name: group.identity() for group in (refusal_set, *harmless_sets, *select)},
+            "prompt_sets": {
+                group.name: group.identity() for group in (refusal_set, *harmless_sets, select[0], *select[1])
+            },
         },
     )
     lessons = Curriculum(
@@ -136,7 +138,7 @@ def _train(
     lm: LanguageModel,
     optimizer: SparseAdamW,
     lessons: Curriculum,
-    select: tuple[PromptSet, PromptSet],
+    select: tuple[PromptSet, Sequence[PromptSet]],
     settings: HardenSettings,
     run: RunDirectory,
 ) -> Progress:

@@ -37,7 +37,7 @@ class HardenSettings:
     learning_rate: float = 1e-3
     warmup: float = 0.05
     refusals_per_step: int = 8
-    answers_per_step: int = 12
+    answers_per_step: int = 16
     refusal_tokens: int = 12
     micro_batch: int = 10
     help_weight: float = 8.0
@@ -47,7 +47,7 @@ class HardenSettings:
     check_every: int = 10
     check_tokens: int = 24
     judge: str = "keyword"
-    max_over_refusal_rise: float = 0.05
+    max_over_refusal_rise: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
