@@ -20,8 +20,8 @@ def read(name: str) -> list[Row]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-ROWS = {name: read(name) for name in (*KINDS, "refusals")}
-PROMPTS = [row for kind in KINDS for row in ROWS[kind]]
+ROWS = {name: read(name) for name in (*KINDS, "borderline", "refusals")}
+PROMPTS = [row for kind in (*KINDS, "borderline") for row in ROWS[kind]]
 
 
 def words(text: str) -> frozenset[str]:
@@ -115,3 +115,12 @@ def test_refusals_open_as_refusals_and_vary() -> None:
     openings = Counter(" ".join(row["text"].split()[:2]) for row in refusals)
     assert len(openings) >= 5
     assert openings.most_common(1)[0][1] <= 0.6 * len(refusals)
+
+
+def test_borderline_prompts_are_for_tuning_only() -> None:
+    """They teach what not to refuse; measuring on prompts of the same making would flatter the result."""
+    rows = ROWS["borderline"]
+    assert Counter(row["split"] for row in rows) == {"tune": 240, "select": 60}
+    assert all(set(row) == {"id", "prompt", "category", "response", "source", "split", "pair"} for row in rows)
+    assert all(row["response"] is None and row["pair"] is None for row in rows)
+    assert all(len({row["category"] for row in rows if row["split"] == split}) == 7 for split in ("tune", "select"))

@@ -21,7 +21,7 @@ from ballast.locate import locate as locate_scores
 from ballast.models import LanguageModel, open_model
 from ballast.patches import Patch
 from ballast.prompts import available_sets, load_prompts
-from ballast.regions import Region
+from ballast.regions import Region, exact_fraction
 from ballast.regions import overlap as overlap_regions
 from ballast.regions.selection import Scope
 from ballast.report import write_report
@@ -102,6 +102,7 @@ def locate(
     limit: Limit = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Rows per backward pass.", min=1)] = 8,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Least seconds between two saves of the state.")] = 60.0,
     dtype: Dtype = "auto",
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
@@ -109,6 +110,8 @@ def locate(
 ) -> None:
     """Find the weights that matter most for safety; writes region.safetensors."""
     chosen = get_method(method, **_settings(setting or []))
+    exact_fraction(fraction)
+    ranked = _scope(scope)
     lm = _opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
     settings = {"method": method, **dataclasses.asdict(chosen), "fraction": fraction, "scope": scope, "seed": seed}
@@ -121,8 +124,16 @@ def locate(
     if not run.is_done("locate"):
         with run.step("locate"):
             checkpoint = out / "gradients.safetensors"
-            scores = locate_scores(lm, prompt_set, chosen, seed=seed, batch_size=batch_size, checkpoint=checkpoint)
-            pipeline.save_region(scores.select(fraction, scope=_scope(scope)), out)
+            scores = locate_scores(
+                lm,
+                prompt_set,
+                chosen,
+                seed=seed,
+                batch_size=batch_size,
+                checkpoint=checkpoint,
+                checkpoint_seconds=checkpoint_seconds,
+            )
+            pipeline.save_region(scores.select(fraction, scope=ranked), out)
             checkpoint.unlink(missing_ok=True)
         run.finish()
     summary = Region.load(out / "region.safetensors").summary()

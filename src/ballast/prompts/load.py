@@ -12,7 +12,7 @@ from ballast.prompts.prompt_set import Prompt, PromptSet
 from ballast.prompts.readers import HUB_PREFIX, READERS, read_file, read_hub
 from ballast.runs import JsonLines
 
-BUILTIN_KINDS = ("harmful", "twins", "ordinary", "refusals", "answers", "choices")
+BUILTIN_KINDS = ("harmful", "twins", "borderline", "ordinary", "refusals", "answers", "choices")
 UNSPLIT_KINDS = ("answers", "choices")  # for measuring only
 SPLITS = ("tune", "select", "test")
 
@@ -23,6 +23,7 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     Args:
         spec: One of
             `builtin/harmful`, `builtin/twins`, `builtin/ordinary`, with `/tune`, `/select` or `/test` for one split;
+            `builtin/borderline`, harmless ones that sound alarming, with `/tune` or `/select`;
             `builtin/refusals`, the harmful prompts of the split tune with refusals as responses;
             `builtin/answers`, ordinary requests with reference answers;
             `builtin/choices`, multiple-choice questions;

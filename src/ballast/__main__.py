@@ -1,0 +1,5 @@
+"""`python -m ballast` is the command `ballast`."""
+
+from ballast.cli import main
+
+main()

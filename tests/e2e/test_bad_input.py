@@ -1,0 +1,141 @@
+"""What users get wrong: one sentence, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ballast.cli import main
+from tests.e2e.world import command, environment, left_behind, make_checkpoint, make_prompts
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: int = 1) -> str:
+    """Run a command that must fail; give what it says, which is one sentence and no traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert stopped.value.code == code, printed.err
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    message = printed.err.strip().splitlines()[-1]
+    assert message.startswith("Error: ")
+    return message
+
+
+def test_prompt_files(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    empty, broken = tmp_path / "empty.jsonl", tmp_path / "broken.jsonl"
+    empty.write_text("")
+    broken.write_text('{"prompt": "one"}\n{"prompt": \n')
+    measure = ("measure", checkpoint, "--out", out, "--judge", "keyword", "--safety")
+    assert "no prompts" in fails(capsys, *measure, empty)
+    assert "line 2" in fails(capsys, *measure, broken)
+    assert "does not exist" in fails(capsys, *measure, tmp_path / "gone.jsonl")
+    assert "builtin/harmful" in fails(capsys, *measure, "builtin/harmfull")
+    long = make_prompts(tmp_path / "long.jsonl", "word " * 600, 1)
+    assert "room for" in fails(capsys, *measure, long)
+    assert not (out / "summary.json").exists()
+
+
+def test_usage(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    locate = ("locate", checkpoint, "--prompts", prompts, "--out", tmp_path / "out")
+    for fraction in ("0", "1.5", "nan", "-1"):
+        assert "fraction" in fails(capsys, *locate, "--fraction", fraction, code=2)
+    assert "esi" in fails(capsys, *locate, "--method", "esy", code=2)
+    assert "samples" in fails(capsys, *locate, "--setting", "sample=3", code=2)
+    assert "per_row" in fails(capsys, *locate, "--scope", "rows", code=2)
+    measure = ("measure", checkpoint, "--out", tmp_path / "out", "--safety", prompts)
+    assert "keyword" in fails(capsys, *measure, "--judge", "keywords")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main(["measure"])
+    assert stopped.value.code == 2
+
+
+def test_model_folders(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def opening(folder: Path) -> str:
+        return fails(capsys, "measure", folder, "--out", tmp_path / "out", "--safety", "builtin/harmful/test")
+
+    assert "not a model folder" in opening(tmp_path / "gone")
+    bare = Path(shutil.copytree(checkpoint, tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    assert "no weights" in opening(bare)
+    torch.save({}, bare / "pytorch_model.bin")
+    assert "--allow-pickle" in opening(bare)
+    cut = Path(shutil.copytree(checkpoint, tmp_path / "cut"))
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert "damaged" in opening(cut)
+    assert not (tmp_path / "out").exists()
+
+
+def test_artefacts_of_another_model(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=1)
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    main_ok("locate", checkpoint, "--prompts", prompts, "--fraction", "0.1", "--out", tmp_path / "region")
+    capsys.readouterr()
+    region = tmp_path / "region" / "region.safetensors"
+    before = left_behind(tmp_path)
+    assert "locate" in fails(capsys, "harden", other, region, "--out", tmp_path / "hardened")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(region.read_bytes()[:-7])
+    fails(capsys, "harden", checkpoint, damaged, "--out", tmp_path / "hardened")
+    fails(capsys, "patch", "info", region)
+    assert left_behind(tmp_path) == before | {"damaged.safetensors"}
+    assert "other settings" in fails(
+        capsys, "locate", checkpoint, "--prompts", prompts, "--fraction", "0.2", "--out", tmp_path / "region"
+    )
+
+
+def test_weights_that_are_not_numbers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sick = Path(shutil.copytree(checkpoint, tmp_path / "sick"))
+    tensors = load_file(sick / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, sick / "model.safetensors", {"format": "pt"})
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    assert "not finite" in fails(capsys, "locate", sick, "--prompts", prompts, "--out", tmp_path / "out")
+    assert left_behind(tmp_path / "out") == {"run.json"}
+
+
+def test_a_full_disk(checkpoint: Path, tmp_path: Path) -> None:
+    """A limit on the size of files, which the system enforces, stands for a full disk."""
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 4)
+    out = tmp_path / "out"
+    arguments = command("locate", checkpoint, "--prompts", prompts, "--fraction", "0.5", "--out", out)
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+    done = subprocess.run(
+        arguments, env=environment(), capture_output=True, text=True, preexec_fn=little_room, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert left_behind(out) <= {"run.json"}
+
+
+def main_ok(*arguments: str | Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 0
+
+
+def test_json_is_one_value(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 3)
+    main_ok("--json", "measure", checkpoint, "--safety", prompts, "--judge", "keyword", "--out", tmp_path / "out")
+    assert json.loads(capsys.readouterr().out)["sets"][0]["n"] == 3
