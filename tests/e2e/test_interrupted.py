@@ -77,7 +77,13 @@ register("opening")(lambda: OpeningJudge("S"))
 checkpoint, region, folder, out = map(Path, sys.argv[1:])
 sets = {name: ballast.load_prompts(folder / f"{name}.jsonl") for name in ("bad", "good", "select-bad", "select-good")}
 settings = ballast.HardenSettings(
-    steps=60, learning_rate=0.05, help_weight=0, judge="opening", max_over_refusal_rise=1, refusal_tokens=2, check_tokens=2
+    steps=60,
+    learning_rate=0.05,
+    help_weight=0,
+    judge="opening",
+    max_over_refusal_rise=1,
+    refusal_tokens=2,
+    check_tokens=2,
 )
 patch = ballast.harden(
     ballast.open_model(checkpoint),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class State:
 
 
 state = State()
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
 
 
 def show(value: Any, tables: Sequence[Table] = (), text: str = "") -> None:
@@ -45,7 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """A table whose first column is text and whose others are numbers."""
     made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right")
+        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

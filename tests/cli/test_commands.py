@@ -1,0 +1,97 @@
+"""Every command on a tiny checkpoint: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ballast import Patch, open_model
+from ballast.cli import main
+from ballast.patches import Origin
+from tests.e2e.world import make_checkpoint, make_prompts
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return make_prompts(tmp_path / "bad.jsonl", "make", 4)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 0, shown.err
+    return shown.out
+
+
+def value(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
+    return json.loads(printed(capsys, "--json", *arguments))
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_measure_compare_report(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = make_prompts(tmp_path / "answers.jsonl", "say", 3, response="the kettle")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        sets = ["--safety", prompts, "--utility", answers, "--judge", "keyword"]
+        text = printed(capsys, "measure", checkpoint, *map(str, sets), "--out", folder)
+        assert "attack success" in text
+    change = value(capsys, "compare", *folders, "--out", tmp_path / "c")
+    assert change["sets"][0]["difference"] == 0
+    assert change["utility"][0]["difference"] == 0
+    assert (tmp_path / "c" / "comparison.json").exists()
+    page = Path(value(capsys, "report", folders[0])["report"])
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_locate_and_overlap(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for method in ("esi", "magnitude"):
+        out = tmp_path / method
+        options = ("--prompts", prompts, "--method", method, "--fraction", "0.1", "--out", out)
+        found[method] = value(capsys, "locate", checkpoint, *options)
+        assert value(capsys, "locate", checkpoint, *options) == found[method]  # a second call has nothing to do
+    assert found["esi"]["actual"] == found["esi"]["eligible"] // 10
+    [pair] = value(capsys, "overlap", *(tmp_path / method / "region.safetensors" for method in found))
+    assert 0 <= pair["iou"] < 1
+    assert 0 < pair["chance"] < pair["size_cap"] <= 1
+
+
+def test_patch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, changed = open_model(checkpoint), open_model(checkpoint)
+    with torch.no_grad():
+        next(changed.model.parameters()).view(-1)[3:5] += 1
+    patch = Patch.between(base.model, changed.model, base=Origin(source="tiny", name="tiny"))
+    patch.save(tmp_path / "patch.safetensors")
+    assert value(capsys, "patch", "info", tmp_path / "patch.safetensors")["entries"] == 2
+    same = value(capsys, "patch", "diff", tmp_path / "patch.safetensors", tmp_path / "patch.safetensors")
+    assert (same["shared"], same["same"], same["different"]) == (2, 2, 0)
+    applied, reverted = tmp_path / "applied", tmp_path / "reverted"
+    printed(capsys, "patch", "apply", checkpoint, tmp_path / "patch.safetensors", "--out", applied)
+    assert weights(applied) != weights(checkpoint)
+    printed(capsys, "patch", "revert", applied, tmp_path / "patch.safetensors", "--out", reverted)
+    assert weights(reverted) == weights(checkpoint)
+
+
+def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_prompts(tmp_path / "mine.jsonl", "make", 1)
+    monkeypatch.setenv("BALLAST_DATA", str(tmp_path))
+    assert list(value(capsys, "sets")) == ["mine"]
+    assert {row["name"] for row in value(capsys, "methods")} >= {"esi", "snip", "gradient", "magnitude", "random"}
