@@ -22,6 +22,7 @@ SAFETY = ("builtin/harmful/test",)
 OVER_REFUSAL = ("builtin/twins/test", "builtin/ordinary/test")
 UTILITY = ("builtin/answers", "builtin/choices")
 LOCATING = "builtin/refusals"
+LOCATING_LIMIT = 104
 HARDENING_METHOD = ExpectedSafetyImpact(contrast="builtin/twins/tune")  # weights that tell harmful from harmless
 
 
@@ -59,7 +60,8 @@ def demo(
     folder = Path(out)
     chosen = settings or HardenSettings(seed=seed)
     lm = open_model(model)
-    sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility, LOCATING)}
+    sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
+    sets[LOCATING] = load_prompts(LOCATING, limit=LOCATING_LIMIT, seed=seed)
     run = RunDirectory.open(
         folder,
         "demo",

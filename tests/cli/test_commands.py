@@ -56,7 +56,7 @@ def test_measure_compare_report(
     assert change["utility"][0]["difference"] == 0
     assert (tmp_path / "c" / "comparison.json").exists()
     page = Path(value(capsys, "report", folders[0])["report"])
-    assert page.read_text().startswith("<!doctype html>")
+    assert page.read_text().startswith("<!DOCTYPE html>")
 
 
 def test_locate_and_overlap(

@@ -34,18 +34,18 @@ class HardenSettings:
     """
 
     steps: int = 100
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     warmup: float = 0.05
     refusals_per_step: int = 8
-    answers_per_step: int = 16
+    answers_per_step: int = 24
     refusal_tokens: int = 12
     micro_batch: int = 10
-    help_weight: float = 8.0
+    help_weight: float = 12.0
     answer_tokens: int = 8
     weight_decay: float = 0.0
     clip: float = 1.0
     check_every: int = 10
-    check_tokens: int = 24
+    check_tokens: int = 16
     judge: str = "keyword"
     max_over_refusal_rise: float = 0.1
     seed: int = 0
