@@ -98,12 +98,19 @@ def _answer(
 
 @contextmanager
 def _plain_decoding(lm: LanguageModel) -> Iterator[None]:
-    """Set aside what a checkpoint asks of decoding, such as penalties or a cut of the distribution."""
+    """Set aside what a checkpoint asks of decoding, such as penalties or a cut of the distribution.
+
+    The output head gets contiguous states: on a strided slice, torch multiplies row by row with a frozen weight and
+    holds a copy of the whole head for every row of the batch.
+    """
     own = lm.model.generation_config
     lm.model.generation_config = GenerationConfig()
+    head = lm.model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: tuple(state.contiguous() for state in states))
     try:
         yield
     finally:
+        hook.remove()
         lm.model.generation_config = own
 
 
