@@ -35,7 +35,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 def value(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
-    return json.loads(printed(capsys, "--json", *arguments))
+    return json.loads(printed(capsys, *arguments, "--json"))
 
 
 def weights(folder: Path) -> str:

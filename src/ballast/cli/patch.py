@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from ballast.cli.options import Model
 from ballast.cli.output import show
 from ballast.models import open_model
 from ballast.patches import Patch, export
 
 patch_app = typer.Typer(help="Look at, combine and apply patches.", no_args_is_help=True, rich_markup_mode=None)
 PatchPath = Annotated[Path, typer.Argument(help="Patch file.")]
-Model = Annotated[str, typer.Argument(help="smollm2, a checkpoint folder, or a hub id.", metavar="MODEL")]
 Folder = Annotated[Path, typer.Option(help="New folder for the checkpoint.")]
 
 

@@ -1,0 +1,132 @@
+"""`ballast locate` and `overlap`, and the lists of methods and prompt sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ballast import pipeline
+from ballast.cli.options import Dtype, Limit, Model, Out, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.output import percent, show, table
+from ballast.errors import UsageError
+from ballast.locate import METHODS, get_method
+from ballast.locate import locate as locate_scores
+from ballast.prompts import available_sets, load_prompts
+from ballast.regions import Region, exact_fraction
+from ballast.regions import overlap as overlap_regions
+from ballast.regions.selection import Scope
+from ballast.runs import RunDirectory
+
+
+def locate(
+    model: Model,
+    out: Out,
+    prompts: Annotated[str, typer.Option(help="Harmful prompts.")] = pipeline.LOCATING,
+    method: Annotated[str, typer.Option(help="See `ballast methods`.")] = "esi",
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of the method, name=value; repeat.")] = None,
+    fraction: Annotated[float, typer.Option(help="Share of the eligible weights, in (0, 1].")] = 0.01,
+    scope: Annotated[str, typer.Option(help="global, per_layer, per_tensor or per_row.")] = "global",
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows per backward pass.", min=1)] = 8,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Least seconds between two saves of the state.")] = 60.0,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Find the weights that matter most for safety; writes region.safetensors."""
+    chosen = get_method(method, **_settings(setting or []))
+    exact_fraction(fraction)
+    ranked = _scope(scope)
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    prompt_set = load_prompts(prompts, limit=limit, seed=seed)
+    settings = {"method": method, **dataclasses.asdict(chosen), "fraction": fraction, "scope": scope, "seed": seed}
+    run = RunDirectory.open(
+        out,
+        "locate",
+        {**settings, "batch_size": batch_size},
+        {"model": lm.identity(), "prompts": prompt_set.identity()},
+    )
+    if not run.is_done("locate"):
+        with run.step("locate"):
+            checkpoint = out / "gradients.safetensors"
+            scores = locate_scores(
+                lm,
+                prompt_set,
+                chosen,
+                seed=seed,
+                batch_size=batch_size,
+                checkpoint=checkpoint,
+                checkpoint_seconds=checkpoint_seconds,
+            )
+            pipeline.save_region(scores.select(fraction, scope=ranked), out)
+            checkpoint.unlink(missing_ok=True)
+        run.finish()
+    summary = Region.load(out / "region.safetensors").summary()
+    text = f"{summary['actual']:,} of {summary['eligible']:,} weights selected; written to {out / 'region.safetensors'}"
+    show(summary, (), text)
+
+
+def methods() -> None:
+    """The identification methods: what they need and how faithful they are."""
+    rows = [
+        {"name": name, "needs": kind.needs, "reference": kind.reference, "fidelity": kind.fidelity}
+        for name, kind in sorted(METHODS.items())
+    ]
+    cells = [(row["name"], row["needs"], row["reference"], row["fidelity"]) for row in rows]
+    show(rows, [table("Methods", ("name", "needs", "reference", "fidelity"), cells)])
+
+
+def sets() -> None:
+    """The named prompt sets in the folder of BALLAST_DATA."""
+    found = {name: str(path) for name, path in available_sets().items()}
+    show(found, (), "\n".join(found) or "BALLAST_DATA names no folder with sets; the built-in ones are builtin/...")
+
+
+def overlap(regions: Annotated[list[Path], typer.Argument(help="Two or more region files.")]) -> None:
+    """Intersection over union of regions, beside its chance level."""
+    rows = overlap_regions([Region.load(path) for path in regions])
+    cells = [
+        (
+            f"{regions[row.first]} and {regions[row.second]}",
+            percent(row.iou),
+            percent(row.chance),
+            percent(row.size_cap),
+            f"{row.intersection:,}",
+        )
+        for row in rows
+    ]
+    show([row._asdict() for row in rows], [table("Overlap", ("regions", "IoU", "chance", "cap", "shared"), cells)])
+
+
+def _scope(scope: str) -> Scope:
+    known: dict[str, Scope] = {
+        "global": "global",
+        "per_layer": "per_layer",
+        "per_tensor": "per_tensor",
+        "per_row": "per_row",
+    }
+    if scope not in known:
+        raise UsageError(f"There is no scope {scope!r}; use {', '.join(known)}.")
+    return known[scope]
+
+
+def _settings(given: list[str]) -> dict[str, str | int | float]:
+    """`name=value` pairs; a value that reads as a number is one."""
+    settings: dict[str, str | int | float] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"The setting {pair!r} has no value; write name=value.")
+        try:
+            settings[name] = int(value)
+        except ValueError:
+            try:
+                settings[name] = float(value)
+            except ValueError:
+                settings[name] = value
+    return settings

@@ -1,0 +1,82 @@
+"""`ballast harden`, and the main job in one command, `demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ballast import pipeline
+from ballast.cli.options import Dtype, Model, Out, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.output import show
+from ballast.regions import Region
+from ballast.runs import RunDirectory
+from ballast.tune import HardenSettings
+from ballast.tune import harden as harden_model
+from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
+
+
+def harden(
+    model: Model,
+    region: Annotated[Path, typer.Argument(help="Region file, located on this model.")],
+    out: Out,
+    refusals: Annotated[str, typer.Option(help="Harmful prompts with refusals.")] = REFUSALS,
+    harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts; repeat for more sets.")] = None,
+    select_harmful: Annotated[str, typer.Option(help="Harmful prompts on which the step is chosen.")] = SELECT_HARMFUL,
+    select_harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts for the same; repeat.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = HardenSettings.steps,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = HardenSettings.learning_rate,
+    help_weight: Annotated[float, typer.Option(help="Weight of staying close.")] = HardenSettings.help_weight,
+    max_over_refusal_rise: Annotated[
+        float, typer.Option(help="Budget on the harmless select prompts, as a share.")
+    ] = HardenSettings.max_over_refusal_rise,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Teach refusal by tuning only the weights of a region; writes patch.safetensors."""
+    settings = HardenSettings(
+        steps=steps,
+        learning_rate=learning_rate,
+        help_weight=help_weight,
+        max_over_refusal_rise=max_over_refusal_rise,
+        seed=seed,
+    )
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    patch = harden_model(
+        lm,
+        Region.load(region),
+        refusals=refusals,
+        harmless=harmless or HARMLESS,
+        select_harmful=select_harmful,
+        select_harmless=select_harmless or SELECT_HARMLESS,
+        settings=settings,
+        out=out,
+    )
+    pipeline.save_patch(patch, out)
+    info = dataclasses.asdict(patch.info())
+    show(
+        info | {"base": patch.header.base.model_dump()},
+        (),
+        f"{info['entries']:,} weights tuned; written to {out / 'patch.safetensors'}",
+    )
+
+
+def demo(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]")] = "smollm2",
+    out: Out = Path("runs/demo"),
+    fraction: Annotated[float, typer.Option(help="Share of the eligible weights, in (0, 1].")] = 0.01,
+    seed: Seed = 0,
+) -> None:
+    """The main job: measure, locate, harden, measure again, report."""
+    finished = RunDirectory.state_of(out) == "done"
+    page = pipeline.demo(out, model, fraction=fraction, seed=seed)
+    show(
+        {"report": str(page)},
+        (),
+        ("Nothing is left to do; delete the folder to start again. " if finished else "") + f"Report: {page}",
+    )
