@@ -89,5 +89,5 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
     make_region(tmp_path)
     write_json(tmp_path / "region.json", read_json(tmp_path / "region.json") | {"actual": "many"})
-    with pytest.raises(RunError, match=r"region\.json: actual: "):
+    with pytest.raises(RunError, match=r"region\.json is damaged \(actual: "):
         gather(tmp_path)

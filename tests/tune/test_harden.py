@@ -254,6 +254,11 @@ class TestRefused:
             run(tiny_lm(), tmp_path / "out", **select)
         assert not (tmp_path / "out").exists()
 
+    def test_sets_of_one_name(self, tmp_path: Path) -> None:
+        with pytest.raises(PromptError, match="Two of the prompt sets are called good; give each a name of its own"):
+            run(tiny_lm(), tmp_path / "out", harmless=[HARMLESS, prompt_set("good", ["good: rye"])])
+        assert not (tmp_path / "out").exists()
+
     def test_a_region_of_another_model(self, tmp_path: Path) -> None:
         with pytest.raises(RegionError, match="holds other values than expected"):
             run(tiny_lm(seed=1), tmp_path / "out")

@@ -61,7 +61,9 @@ def parse_record(value: object, kind: type[AnyRecord], place: str) -> AnyRecord:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "content"
-        raise RunError(f"{place} is damaged ({field}: {first['msg']}); delete it and measure again.") from error
+        raise RunError(
+            f"{place} is damaged ({field}: {first['msg']}); make it again with the command that wrote it."
+        ) from error
 
 
 class ModelIdentity(Record):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import TypeVar
 
 from ballast.errors import RunError
 from ballast.evaluate import Comparison
 from ballast.evaluate.pairing import Measurement
+from ballast.evaluate.summary import parse_record, read_record
 from ballast.report.schema import Artefact, Completion, Harden, PatchInfo, RegionInfo, Run, TrainingRow
-from ballast.runs import read_json, sha256_file
+from ballast.runs import sha256_file
 
 Kind = TypeVar("Kind", bound=Artefact)
 
@@ -125,7 +124,7 @@ def _measurement(*folders: Path | None) -> Measurement | None:
 
 
 def _optional(path: Path, kind: type[Kind]) -> Kind | None:
-    return _parse(path, kind, read_json(path)) if path.is_file() else None
+    return read_record(path, kind) if path.is_file() else None
 
 
 def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
@@ -139,19 +138,8 @@ def _lines(path: Path, kind: type[Kind]) -> list[Kind]:
             value = json.loads(line)
         except ValueError as error:
             raise RunError(f"{path} line {number} is damaged; delete the file and run again.") from error
-        rows.append(_parse(path, kind, value, f" line {number}"))
+        rows.append(parse_record(value, kind, f"{path} line {number}"))
     return rows
-
-
-def _parse(path: Path, kind: type[Kind], value: Any, place: str = "") -> Kind:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "content"
-        raise RunError(
-            f"{path}{place}: {field}: {first['msg']}; make it again with the command that wrote it."
-        ) from error
 
 
 def _listed(folder: Path, name: str) -> ListedFile:

@@ -36,9 +36,9 @@ def harden(
     region: Region,
     *,
     refusals: PromptSet | str = REFUSALS,
-    harmless: Sequence[PromptSet | str] = HARMLESS,
+    harmless: PromptSet | str | Sequence[PromptSet | str] = HARMLESS,
     select_harmful: PromptSet | str = SELECT_HARMFUL,
-    select_harmless: Sequence[PromptSet | str] = SELECT_HARMLESS,
+    select_harmless: PromptSet | str | Sequence[PromptSet | str] = SELECT_HARMLESS,
     settings: HardenSettings | None = None,
     out: Path | str | None = None,
 ) -> Patch:
@@ -69,9 +69,8 @@ def harden(
         RunError: The folder holds another run or cannot be written.
     """
     chosen = settings or HardenSettings()
-    refusal_set = _loaded(refusals)
-    harmless_sets = [_loaded(spec) for spec in harmless]
-    select = (_loaded(select_harmful), [_loaded(spec) for spec in select_harmless])
+    refusal_set, harmless_sets = _loaded(refusals), _all_loaded(harmless)
+    select = (_loaded(select_harmful), _all_loaded(select_harmless))
     _check_disjoint([refusal_set, *harmless_sets], [select[0], *select[1]])
     fingerprints = lm.fingerprints()
     region.check_model(fingerprints, {name: value.shape for name, value in lm.model.named_parameters()})
@@ -175,7 +174,15 @@ def _loaded(spec: PromptSet | str) -> PromptSet:
     return spec if isinstance(spec, PromptSet) else load_prompts(spec)
 
 
+def _all_loaded(specs: PromptSet | str | Sequence[PromptSet | str]) -> list[PromptSet]:
+    return [_loaded(spec) for spec in ([specs] if isinstance(specs, PromptSet | str) else specs)]
+
+
 def _check_disjoint(training: Sequence[PromptSet], select: Sequence[PromptSet]) -> None:
+    slugs = [prompts.slug for prompts in (*training, *select)]
+    for slug in slugs:
+        if slugs.count(slug) > 1:
+            raise PromptError(f"Two of the prompt sets are called {slug}; give each a name of its own.")
     shared = shared_prompts(training, select)
     if shared:
         raise PromptError(
