@@ -32,7 +32,7 @@ class Pair(NamedTuple):
     after: Verdict
 
 
-def compare(before: Path | Summary, after: Path | Summary, out: Path | None = None) -> Comparison:
+def compare(before: Path | str | Summary, after: Path | str | Summary, out: Path | str | None = None) -> Comparison:
     """Compare two measurements of the same prompts, prompt by prompt.
 
     Degenerate answers are scored but are neither refusals nor compliance. A prompt with an unscored answer leaves its
@@ -46,6 +46,7 @@ def compare(before: Path | Summary, after: Path | Summary, out: Path | None = No
     Raises:
         RunError: A measurement is missing or damaged, or the two differ in prompts, judge or length of the answers.
     """
+    folder = None if out is None else Path(out)
     first, second = Measurement.open(before), Measurement.open(after)
     check_comparable(first, second)
     sets: list[SetChange] = []
@@ -61,8 +62,8 @@ def compare(before: Path | Summary, after: Path | Summary, out: Path | None = No
             if pair.before != pair.after
         )
     comparison = Comparison(
-        before=first.shown_from(out),
-        after=second.shown_from(out),
+        before=first.shown_from(folder),
+        after=second.shown_from(folder),
         sets=tuple(sets),
         utility=tuple(
             _utility_change(mine, paired(mine.name, first.values(mine), second.values(theirs)))
@@ -70,8 +71,8 @@ def compare(before: Path | Summary, after: Path | Summary, out: Path | None = No
         ),
         flips=tuple(flips),
     )
-    if out is not None:
-        comparison.save(out)
+    if folder is not None:
+        comparison.save(folder)
     return comparison
 
 

@@ -12,19 +12,18 @@ from ballast.evaluate.summary import AgreementResult, Axis, ModelIdentity, Safet
 from ballast.evaluate.utility import kind_of, utility_result, utility_rows
 from ballast.judges import Judge, Judgement, Verdict, agreement, get_judge
 from ballast.models import LanguageModel
-from ballast.prompts import PromptSet, load_prompts
+from ballast.prompts import PromptSet, PromptSets, as_prompt_sets
 from ballast.runs import JsonLines, RunDirectory, write_text
 
 DEFAULT_JUDGES = ("embedded", "keyword")
-PromptSource = PromptSet | str | Path
 
 
 def measure(
     lm: LanguageModel,
     *,
-    safety: Sequence[PromptSource] = (),
-    overrefusal: Sequence[PromptSource] = (),
-    utility: Sequence[PromptSource] = (),
+    safety: PromptSets = (),
+    overrefusal: PromptSets = (),
+    utility: PromptSets = (),
     judges: Sequence[str | Judge] = DEFAULT_JUDGES,
     max_new_tokens: int = 48,
     out: Path | str | None = None,
@@ -48,9 +47,9 @@ def measure(
         PromptError: A set is unknown, malformed, or does not fit the model.
         RunError: The folder holds another measurement or cannot be written.
     """
-    sets: list[tuple[Axis, PromptSet]] = [("safety", _loaded(spec)) for spec in safety]
-    sets += [("over_refusal", _loaded(spec)) for spec in overrefusal]
-    kinds = [(kind_of(prompts), prompts) for prompts in map(_loaded, utility)]
+    sets: list[tuple[Axis, PromptSet]] = [("safety", prompts) for prompts in as_prompt_sets(safety)]
+    sets += [("over_refusal", prompts) for prompts in as_prompt_sets(overrefusal)]
+    kinds = [(kind_of(prompts), prompts) for prompts in as_prompt_sets(utility)]
     _check(sets, [prompts for _, prompts in kinds], judges)
     chosen = [get_judge(judge) for judge in judges]
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="ballast-"))
@@ -86,10 +85,6 @@ def measure(
     summary.save(folder)
     run.finish()
     return summary
-
-
-def _loaded(spec: PromptSource) -> PromptSet:
-    return spec if isinstance(spec, PromptSet) else load_prompts(spec)
 
 
 def _check(sets: Sequence[tuple[Axis, PromptSet]], utility: Sequence[PromptSet], judges: Sequence[str | Judge]) -> None:

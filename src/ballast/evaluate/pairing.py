@@ -46,7 +46,7 @@ class Measurement:
     summary: Summary
 
     @classmethod
-    def open(cls, source: Path | Summary) -> Measurement:
+    def open(cls, source: Path | str | Summary) -> Measurement:
         """Open a measurement's folder, or that of a summary.
 
         Raises:

@@ -4,44 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ballast.locate import controls, esi, snip  # noqa: F401  importing a method registers it
 from ballast.locate.registry import METHODS, Found, Method, Task, get_method, register
 from ballast.locate.scores import Scores
 from ballast.models import LanguageModel
-from ballast.prompts import PromptSet
+from ballast.prompts import PromptSet, as_prompt_set
 
 __all__ = ["METHODS", "Found", "Method", "Scores", "Task", "get_method", "locate", "register"]
 
 
 def locate(
     lm: LanguageModel,
-    prompts: PromptSet,
+    prompts: PromptSet | str,
     method: str | Method = "esi",
     *,
     seed: int = 0,
     batch_size: int = 8,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     checkpoint_seconds: float = 60.0,
+    **method_settings: Any,
 ) -> Scores:
     """Score every eligible weight of a model.
 
     Args:
         lm: The model; its weights are unchanged afterwards.
         prompts: Harmful prompts; those with a response use it as the reference where the method needs one.
-        method: A method's name (see `METHODS`) or its settings object, such as `ExpectedSafetyImpact(samples=8)`.
+        method: A method's name (see `METHODS`) or its settings object.
         seed: Of everything random; the same seed gives the same scores on the same machine.
         batch_size: Rows per backward pass; methods that need one row at a time ignore it.
         checkpoint: File for the state of an interrupted pass, so that the same call continues there.
         checkpoint_seconds: Least time between two writes of that file.
+        **method_settings: Settings of a method given by name, such as `samples=8`.
 
     Raises:
-        UsageError: The method is unknown.
+        UsageError: The method or a setting is unknown.
         PromptError: A prompt does not fit the model.
         NumericalError: A likelihood is not finite.
     """
-    chosen = get_method(method)
-    task = Task(lm, prompts, seed, batch_size, checkpoint, checkpoint_seconds)
+    chosen = get_method(method, **method_settings)
+    prompt_set = as_prompt_set(prompts)
+    task = Task(lm, prompt_set, seed, batch_size, Path(checkpoint) if checkpoint else None, checkpoint_seconds)
     found = chosen.score(task)
     settings = {**dataclasses.asdict(chosen), "batch_size": batch_size, **found.notes}
-    return Scores(lm, prompts, found.scores, chosen.name, chosen.fidelity, settings, seed)
+    return Scores(lm, prompt_set, found.scores, chosen.name, chosen.fidelity, settings, seed)

@@ -86,6 +86,8 @@ def get_method(method: str | Method, **settings: Any) -> Method:
         UsageError: The name or a setting is unknown; near names are offered.
     """
     if not isinstance(method, str):
+        if settings:
+            raise UsageError(f"The settings {', '.join(sorted(settings))} must be given to the method object itself.")
         return method
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.3) or sorted(METHODS)

@@ -19,7 +19,7 @@ from ballast.patches.patch import Patch
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def export(lm: LanguageModel, patch: Patch | None, folder: Path) -> Path:
+def export(lm: LanguageModel, patch: Patch | None, folder: Path | str) -> Path:
     """Write model and tokenizer with a patch applied; the model in memory is left as it was.
 
     The checkpoint is written beside its destination and renamed when it is complete.
@@ -36,6 +36,7 @@ def export(lm: LanguageModel, patch: Patch | None, folder: Path) -> Path:
         PatchError: The folder is in use, or the patch is for another model.
         RunError: The folder cannot be written.
     """
+    folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise PatchError(f"{folder} is not empty; give a new folder for the checkpoint.")
     partial = folder.parent / f".{folder.name}.partial"

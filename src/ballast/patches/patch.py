@@ -118,7 +118,7 @@ class Patch:
         return cls.from_values(differing_entries(base_model, changed_model), base_model, base=base, settings=settings)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path | str) -> Self:
         """Read a patch file and check all of it.
 
         Raises:
@@ -126,7 +126,7 @@ class Patch:
         """
         return cls(*store.read(Path(path)))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the patch as one safetensors file, atomically.
 
         Raises:

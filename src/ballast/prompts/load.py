@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ballast.runs import JsonLines
 BUILTIN_KINDS = ("harmful", "twins", "borderline", "ordinary", "refusals", "answers", "choices")
 UNSPLIT_KINDS = ("answers", "choices")  # for measuring only
 SPLITS = ("tune", "select", "test")
+
+PromptSets = PromptSet | str | Path | Sequence[PromptSet | str | Path]
 
 
 def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -> PromptSet:
@@ -48,6 +51,18 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     else:
         found = _named(text)
     return found if limit is None else found.sample(limit, seed)
+
+
+def as_prompt_set(given: PromptSet | str | Path) -> PromptSet:
+    """A prompt set, loaded if it is named."""
+    return given if isinstance(given, PromptSet) else load_prompts(given)
+
+
+def as_prompt_sets(given: PromptSets) -> list[PromptSet]:
+    """Prompt sets, loaded if they are named; a single one may stand for a list."""
+    if isinstance(given, PromptSet | str | Path):
+        return [as_prompt_set(given)]
+    return [as_prompt_set(one) for one in given]
 
 
 def available_sets() -> dict[str, Path]:

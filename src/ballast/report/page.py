@@ -19,7 +19,7 @@ from ballast.report.read import Artefacts, gather
 from ballast.runs import write_text
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path | str) -> Path:
     """Write `report.html`, one self-contained page about what a run directory holds.
 
     The page needs no network and asks for none: scripts, style and data are inside it, and its content security policy
@@ -29,13 +29,14 @@ def write_report(run_dir: Path) -> Path:
         run_dir: A directory written by any command; parts that it does not have are left out of the page.
 
     Returns:
-        The path of the page, `run_dir / "report.html"`, written whole or not at all.
+        The path of the page, `report.html` in that directory, written whole or not at all.
 
     Raises:
         RunError: The folder does not exist, holds nothing to report on, holds a damaged artefact, or cannot be written.
     """
-    page = run_dir / "report.html"
-    write_text(page, render(gather(run_dir)))
+    folder = Path(run_dir)
+    page = folder / "report.html"
+    write_text(page, render(gather(folder)))
     return page
 
 

@@ -14,7 +14,7 @@ from ballast.locate.engine import only_trainable
 from ballast.models import LanguageModel
 from ballast.patches import Origin, Patch
 from ballast.progress import track
-from ballast.prompts import PromptSet, load_prompts
+from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets
 from ballast.prompts.prompt_set import shared_prompts
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
@@ -36,9 +36,9 @@ def harden(
     region: Region,
     *,
     refusals: PromptSet | str = REFUSALS,
-    harmless: PromptSet | str | Sequence[PromptSet | str] = HARMLESS,
+    harmless: PromptSets = HARMLESS,
     select_harmful: PromptSet | str = SELECT_HARMFUL,
-    select_harmless: PromptSet | str | Sequence[PromptSet | str] = SELECT_HARMLESS,
+    select_harmless: PromptSets = SELECT_HARMLESS,
     settings: HardenSettings | None = None,
     out: Path | str | None = None,
 ) -> Patch:
@@ -69,8 +69,8 @@ def harden(
         RunError: The folder holds another run or cannot be written.
     """
     chosen = settings or HardenSettings()
-    refusal_set, harmless_sets = _loaded(refusals), _all_loaded(harmless)
-    select = (_loaded(select_harmful), _all_loaded(select_harmless))
+    refusal_set, harmless_sets = as_prompt_set(refusals), as_prompt_sets(harmless)
+    select = (as_prompt_set(select_harmful), as_prompt_sets(select_harmless))
     _check_disjoint([refusal_set, *harmless_sets], [select[0], *select[1]])
     fingerprints = lm.fingerprints()
     region.check_model(fingerprints, {name: value.shape for name, value in lm.model.named_parameters()})
@@ -168,14 +168,6 @@ def _note(progress: Progress, log: JsonLines, found: Check, optimizer: SparseAda
     progress.step = found.step
     log.append([{"step": found.step, "select": found._asdict()}])
     progress.save(optimizer)
-
-
-def _loaded(spec: PromptSet | str) -> PromptSet:
-    return spec if isinstance(spec, PromptSet) else load_prompts(spec)
-
-
-def _all_loaded(specs: PromptSet | str | Sequence[PromptSet | str]) -> list[PromptSet]:
-    return [_loaded(spec) for spec in ([specs] if isinstance(specs, PromptSet | str) else specs)]
 
 
 def _check_disjoint(training: Sequence[PromptSet], select: Sequence[PromptSet]) -> None:
