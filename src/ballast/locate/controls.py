@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ballast.locate.engine import accumulate, eligible_parameters
+from ballast.locate.engine import eligible_parameters
 from ballast.locate.references import REFUSALS, refusal_rows
 from ballast.locate.registry import Found, Task, register
 from ballast.models.fingerprint import seed_of
@@ -32,14 +32,7 @@ class Gradient:
     def score(self, task: Task) -> Found:
         """Score every eligible weight by the absolute mean gradient."""
         rows = refusal_rows(task.lm, task.prompts, self.refusals)
-        scores = accumulate(
-            task.lm,
-            rows,
-            fold="sum",
-            batch_size=task.batch_size,
-            checkpoint=task.checkpoint,
-            checkpoint_seconds=task.checkpoint_seconds,
-        )
+        scores = task.gradients(rows, fold="sum")
         for value in scores.values():
             value.abs_()
         return Found(scores, {"prompts_used": len(task.prompts), "rows": len(rows)})

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ballast.errors import UsageError
-from ballast.locate.engine import WeightedRow, accumulate
+from ballast.locate.engine import WeightedRow
 from ballast.locate.policy_gradient import sampled_rows
 from ballast.locate.references import REFUSALS, refusal_rows
 from ballast.locate.registry import Found, Task, register
@@ -68,14 +68,7 @@ class ExpectedSafetyImpact:
     def score(self, task: Task) -> Found:
         """Score every eligible weight by ESI."""
         rows, notes = self._rows(task)
-        scores = accumulate(
-            task.lm,
-            rows,
-            fold="sum",
-            batch_size=task.batch_size,
-            checkpoint=task.checkpoint,
-            checkpoint_seconds=task.checkpoint_seconds,
-        )
+        scores = task.gradients(rows, fold="sum")
         sigmas = {}
         for name, parameter in task.lm.model.named_parameters():
             if name in scores:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from ballast.errors import UsageError
+from ballast.locate.engine import Fold, WeightedRow, accumulate
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet
 
@@ -35,6 +36,17 @@ class Task:
     batch_size: int = 8
     checkpoint: Path | None = None
     checkpoint_seconds: float = 60.0
+
+    def gradients(self, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
+        """The sums of `accumulate` over `rows` with this task's batch size and checkpoint."""
+        return accumulate(
+            self.lm,
+            rows,
+            fold=fold,
+            batch_size=self.batch_size,
+            checkpoint=self.checkpoint,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ballast.locate.engine import accumulate
 from ballast.locate.references import REFUSALS, refusal_rows
 from ballast.locate.registry import Found, Task, register
 
@@ -32,14 +31,7 @@ class Snip:
     def score(self, task: Task) -> Found:
         """Score every eligible weight; every sample counts the same, whatever its length."""
         rows = refusal_rows(task.lm, task.prompts, self.refusals)
-        scores = accumulate(
-            task.lm,
-            rows,
-            fold="absolute",
-            batch_size=1,
-            checkpoint=task.checkpoint,
-            checkpoint_seconds=task.checkpoint_seconds,
-        )
+        scores = task.gradients(rows, fold="absolute")
         for name, parameter in task.lm.model.named_parameters():
             if name in scores:
                 scores[name].mul_(parameter.detach().abs())
