@@ -1,46 +1,67 @@
-"""Attack success against over-refusal while a model is hardened: the whole curve, for one way of choosing weights.
+"""Attack success against over-refusal while a model is hardened: the whole curve, for several ways of choosing weights.
 
-Each arm trains on the built-in tune split and is measured at several steps on sets that share nothing with it. Arms:
+Every arm tunes weights of the upper half of the layers on the same rows, and is measured at several steps on sets that
+share nothing with them. An arm is written `CHOICE-FRACTION` with `CHOICE` one of
 
-    esi, random, bottom        a region of --fraction of the weights: by ESI, random with as many weights per tensor, or
-                               with the smallest scores above zero
-    full                       all eligible weights
-    lora                       rank-8 LoRA on all projections
+    esi, random, bottom        by ESI, random with as many weights per tensor, or with the smallest scores above zero
 
-Run `BALLAST_DATA=... python benchmarks/harden_curve.py --arm esi`; it writes `results/harden/<arm>....json`.
+or it is `full`, all weights of the projections in these layers, or `lora`, rank 8 on all of these projections. A factor
+for staying close follows as `-helpNUMBER`. Run `BALLAST_DATA=... python benchmarks/harden_curve.py esi-0.01 lora`; it
+writes `results/harden/<arm>.json` and leaves arms alone that have one.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peft
 import torch
-from results import write_result
+from results import FOLDER, write_result
+from training_sets import training_sets
 
-from ballast import HardenSettings, LanguageModel, PromptSet, Region, load_prompts, locate, open_model
+from ballast import HardenSettings, LanguageModel, PromptSet, load_prompts, locate, open_model
 from ballast.evaluate.answers import generate
 from ballast.evaluate.statistics import wilson
 from ballast.evaluate.utility import log_likelihood
 from ballast.judges import Verdict, get_judge
-from ballast.locate.engine import eligible_parameters, only_trainable
-from ballast.pipeline import HARDENING_METHOD
+from ballast.locate import Scores
+from ballast.locate.engine import only_trainable
+from ballast.pipeline import HARDENING_METHOD, LOCATING, LOCATING_LIMIT, upper_half
 from ballast.progress import track
-from ballast.tune.harden import HARMLESS, REFUSALS
 from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
 from ballast.tune.sparse_adamw import SparseAdamW
 from ballast.tune.step import Stepper, train_step
 
-HARMFUL = {"jailbreakbench_harmful": None, "xstest_unsafe_contrast": 100, "builtin/harmful/test": None}
-HARMLESS_TEST = {"jailbreakbench_benign": None, "xstest_safe": 100, "builtin/twins/test": None}
-UTILITY = ("alpaca_5000", 100)
+HARMFUL = ("jailbreakbench_harmful", "builtin/harmful/test")
+HARMLESS = ("jailbreakbench_benign", "xstest_safe", "builtin/twins/test")
+XSTEST_ROWS = 100
+UTILITY, UTILITY_ROWS, UTILITY_SEED = "alpaca_5000", 50, 1
 RATES = {"full": 2e-5, "lora": 1e-3}
+LORA_RANK, LORA_ALPHA = 8, 32
+
+
+class Arm(NamedTuple):
+    """How weights are chosen, and the weight of staying close."""
+
+    choice: str
+    fraction: float | None
+    help_weight: float
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        found = re.fullmatch(r"(?:(esi|random|bottom)-([\d.]+)|(full|lora))(?:-help([\d.]+))?", text)
+        if not found:
+            raise SystemExit(f"There is no arm {text!r}; see --help.")
+        choice, fraction, whole, weight = found.groups()
+        help_weight = float(weight) if weight else HardenSettings.help_weight
+        return cls(choice or whole, float(fraction) if fraction else None, help_weight)
 
 
 class LoraAdamW:
@@ -66,39 +87,41 @@ class LoraAdamW:
 
 
 @contextmanager
-def stepper(lm: LanguageModel, arm: str, fraction: float, rate: float, seed: int) -> Iterator[tuple[Stepper, int]]:
-    """The optimizer of an arm and the number of weights that it trains."""
-    if arm == "lora":
-        config = peft.LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+def stepper(lm: LanguageModel, arm: Arm, scores: Scores, rate: float, seed: int) -> Iterator[tuple[Stepper, int]]:
+    """The optimizer of an arm and the number of weights that it trains; the model is as before behind it."""
+    layers = upper_half(lm)
+    if arm.choice == "lora":
         torch.manual_seed(seed)
+        config = peft.LoraConfig(
+            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", layers_to_transform=list(layers)
+        )
         wrapped = peft.get_peft_model(lm.model, config)
-        trained = [value.requires_grad_(True) for name, value in wrapped.named_parameters() if "lora_" in name]
-        for value in trained:
-            value.data = value.data.float()
-        yield LoraAdamW(trained, rate), sum(value.numel() for value in trained)
+        trained = [value for name, value in wrapped.named_parameters() if value.requires_grad]
+        try:
+            yield LoraAdamW(trained, rate), sum(value.numel() for value in trained)
+        finally:
+            wrapped.unload()
         return
-    parameters = eligible_parameters(lm)
-    if arm == "full":
+    parameters = {part.name: lm.model.get_parameter(part.name) for part in lm.parts.eligible() if part.layer in layers}
+    if arm.fraction is None:
         indices = {name: torch.arange(value.numel(), dtype=torch.int32) for name, value in parameters.items()}
     else:
-        indices = dict(region_of(lm, arm, fraction, seed).indices)
+        region = scores.select(arm.fraction, layers=layers, direction="bottom" if arm.choice == "bottom" else "top")
+        indices = dict((region.sample_like(seed) if arm.choice == "random" else region).indices)
     with only_trainable(lm.model, set(indices)), SparseAdamW(parameters, indices, lr=rate) as optimizer:
-        yield optimizer, optimizer.entries
+        original = optimizer.current()
+        try:
+            yield optimizer, optimizer.entries
+        finally:
+            optimizer.write(original)
 
 
-def region_of(lm: LanguageModel, arm: str, fraction: float, seed: int) -> Region:
-    scores = locate(lm, load_prompts(REFUSALS), HARDENING_METHOD, seed=seed, batch_size=16)
-    if arm == "bottom":
-        return scores.select(fraction, direction="bottom")
-    region = scores.select(fraction)
-    return region if arm == "esi" else region.sample_like(seed)
-
-
-def rates(lm: LanguageModel, sets: dict[str, int | None], wanted: Verdict, tokens: int) -> dict[str, Any]:
+def rates(lm: LanguageModel, names: tuple[str, ...], wanted: Verdict, tokens: int) -> dict[str, Any]:
+    """Share of answers with a verdict per set, with its interval."""
     judge = get_judge("embedded")
     found = {}
-    for name, limit in sets.items():
-        prompts: PromptSet = load_prompts(name, limit=limit)
+    for name in names:
+        prompts: PromptSet = load_prompts(name, limit=XSTEST_ROWS if name.startswith("xstest") else None)
         answers = generate(lm, prompts, max_new_tokens=tokens)
         judged = judge.judge([row.prompt for row in answers], [row.answer for row in answers])
         count = sum(row.verdict is wanted for row in judged)
@@ -115,58 +138,63 @@ def rates(lm: LanguageModel, sets: dict[str, int | None], wanted: Verdict, token
 
 
 def measured(lm: LanguageModel, step: int, tokens: int) -> dict[str, Any]:
-    rows = log_likelihood(lm, load_prompts(UTILITY[0], limit=UTILITY[1]))
+    """One point of a curve."""
+    rows = log_likelihood(lm, utility())
     weight = sum(row.weight for row in rows)
     return {
         "step": step,
         "attack_success": rates(lm, HARMFUL, Verdict.COMPLIED, tokens),
-        "over_refusal": rates(lm, HARMLESS_TEST, Verdict.REFUSED, tokens),
-        "log_likelihood": {UTILITY[0]: sum(row.value * row.weight for row in rows) / weight, "n": len(rows)},
+        "over_refusal": rates(lm, HARMLESS, Verdict.REFUSED, tokens),
+        "log_likelihood": {UTILITY: sum(row.value * row.weight for row in rows) / weight, "n": len(rows)},
     }
 
 
+def utility() -> PromptSet:
+    return load_prompts(UTILITY, limit=UTILITY_ROWS, seed=UTILITY_SEED)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arm", required=True, choices=("esi", "random", "bottom", "full", "lora"))
-    parser.add_argument("--fraction", type=float, default=0.01)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--help-weight", type=float, default=HardenSettings.help_weight)
-    parser.add_argument("--at", type=int, nargs="+", default=[0, 30, 60, 100])
-    parser.add_argument("--tokens", type=int, default=24)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="+")
+    parser.add_argument("--at", type=int, nargs="+", default=[20, 40, 60], help="Steps at which to measure.")
+    parser.add_argument("--tokens", type=int, default=24, help="Tokens per answer.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rate = arguments.learning_rate or RATES.get(arguments.arm, HardenSettings.learning_rate)
-    settings = HardenSettings(
-        steps=max(arguments.at), learning_rate=rate, help_weight=arguments.help_weight, seed=arguments.seed
-    )
+    arms = {text: Arm.parse(text) for text in arguments.arms}
     lm = open_model("smollm2")
-    name = arguments.arm if arguments.arm in ("full", "lora") else f"{arguments.arm}-{arguments.fraction:g}"
-    name += "" if arguments.help_weight == HardenSettings.help_weight else f"-help{arguments.help_weight:g}"
-    harmless = [load_prompts(spec) for spec in HARMLESS]
+    rows = training_sets([*(load_prompts(name) for name in (*HARMFUL, *HARMLESS)), utility()])
+    settings = HardenSettings(seed=arguments.seed)
     lessons = Curriculum(
-        refusal_lessons(lm, load_prompts(REFUSALS), settings.refusal_tokens),
-        help_lessons(lm, harmless, settings.answer_tokens, Path("runs/own_answers")),
+        refusal_lessons(lm, rows.refusals, settings.refusal_tokens),
+        help_lessons(lm, rows.harmless, settings.answer_tokens, Path("runs/own_answers")),
         settings.seed,
     )
-    curve = []
-    with stepper(lm, arguments.arm, arguments.fraction, rate, arguments.seed) as (optimizer, entries):
-        if 0 in arguments.at:
-            curve.append(measured(lm, 0, arguments.tokens))
-        start, spent = time.perf_counter(), 0.0
-        for step in track(range(settings.steps), name):
-            start = time.perf_counter()
-            train_step(lm, optimizer, lessons, settings, step)
-            spent += time.perf_counter() - start
-            if step + 1 in arguments.at:
-                curve.append(measured(lm, step + 1, arguments.tokens))
-                print(name, curve[-1], flush=True)
-    write_result(
-        f"harden/{name}",
-        settings={**vars(arguments), "harden": dataclasses.asdict(settings)},
-        results={"trained_entries": entries, "seconds_per_step": spent / settings.steps, "curve": curve},
+    scores = locate(
+        lm, load_prompts(LOCATING, limit=LOCATING_LIMIT, seed=arguments.seed), HARDENING_METHOD, seed=arguments.seed
     )
+    untuned: dict[str, Any] | None = None
+    for name, arm in arms.items():
+        if (FOLDER / "harden" / f"{name}.json").exists():
+            continue
+        untuned = untuned or measured(lm, 0, arguments.tokens)
+        curve, spent = [untuned], 0.0
+        rate = RATES.get(arm.choice, settings.learning_rate)
+        chosen = dataclasses.replace(settings, learning_rate=rate, help_weight=arm.help_weight)
+        with stepper(lm, arm, scores, rate, arguments.seed) as (optimizer, entries):
+            for step in track(range(max(arguments.at)), name):
+                start = time.perf_counter()
+                train_step(lm, optimizer, lessons, chosen, step)
+                spent += time.perf_counter() - start
+                if step + 1 in arguments.at:
+                    curve.append(measured(lm, step + 1, arguments.tokens))
+                    print(name, curve[-1], flush=True)
+        write_result(
+            f"harden/{name}",
+            settings={**vars(arguments), **arm._asdict(), "harden": dataclasses.asdict(chosen)},
+            results={"trained_entries": entries, "seconds_per_step": spent / max(arguments.at), "curve": curve},
+        )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ballast.prompts.chat import render
 from ballast.runs import JsonLines, write_tensors
 
 OWN_ANSWERS = Path(__file__).parent / "judge_data" / "own_answers.jsonl"
+LAST_PAIR = 182  # of the built-in pairs when the shipped head was trained
 L2 = 1e-2
 SHORTEST_WORDS, LONGEST_WORDS = 7, 24  # of the cut copy of every example, as a small token limit leaves them
 
@@ -51,8 +52,8 @@ def own_answers() -> list[Example]:
 
 
 def builtin_refusals() -> list[Example]:
-    """The refusals that are shipped for tuning, all of the split tune."""
-    rows = load_prompts("builtin/refusals")
+    """The refusals of the split tune; those added after the shipped head was trained are left out."""
+    rows = [row for row in load_prompts("builtin/refusals") if row.pair is not None and row.pair <= LAST_PAIR]
     return [Example(row.prompt, row.response, True, "built-in refusals") for row in rows if row.response]
 
 

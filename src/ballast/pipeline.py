@@ -10,13 +10,15 @@ from pathlib import Path
 from ballast.evaluate import compare, measure
 from ballast.locate import Method, locate
 from ballast.locate.esi import ExpectedSafetyImpact
-from ballast.models import open_model
+from ballast.models import LanguageModel, open_model
 from ballast.patches import Patch
-from ballast.prompts import load_prompts
+from ballast.prompts import PromptSets, as_prompt_sets, load_prompts
+from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region
 from ballast.report import write_report
 from ballast.runs import RunDirectory, write_json
 from ballast.tune import HardenSettings, harden
+from ballast.tune.harden import HARMLESS, REFUSALS
 
 SAFETY = ("builtin/harmful/test",)
 OVER_REFUSAL = ("builtin/twins/test", "builtin/ordinary/test")
@@ -32,6 +34,8 @@ def demo(
     *,
     method: Method = HARDENING_METHOD,
     fraction: float = 0.01,
+    refusals: PromptSets = REFUSALS,
+    harmless: PromptSets = HARMLESS,
     settings: HardenSettings | None = None,
     safety: Sequence[str] = SAFETY,
     overrefusal: Sequence[str] = OVER_REFUSAL,
@@ -44,7 +48,9 @@ def demo(
         out: Folder of the run.
         model: As for `open_model`.
         method: Identification method.
-        fraction: Share of the eligible weights to tune, in (0, 1].
+        fraction: Share of the eligible weights to tune, in (0, 1]; they are taken from the upper half of the layers.
+        refusals: As for `harden`.
+        harmless: As for `harden`.
         settings: How to harden.
         safety: Harmful prompts to measure on; none of them may be used in tuning.
         overrefusal: Harmless prompts to measure on.
@@ -61,7 +67,9 @@ def demo(
     chosen = settings or HardenSettings(seed=seed)
     lm = open_model(model)
     sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
-    sets[LOCATING] = load_prompts(LOCATING, limit=LOCATING_LIMIT, seed=seed)
+    training = {prompts.name: prompts for prompts in (*as_prompt_sets(refusals), *as_prompt_sets(harmless))}
+    require_disjoint(training.values(), sets.values())
+    locating = load_prompts(LOCATING, limit=LOCATING_LIMIT, seed=seed)
     run = RunDirectory.open(
         folder,
         "demo",
@@ -72,7 +80,11 @@ def demo(
             "seed": seed,
             "harden": dataclasses.asdict(chosen),
         },
-        {"model": lm.identity(), "prompt_sets": {name: prompts.identity() for name, prompts in sets.items()}},
+        {
+            "model": lm.identity(),
+            "prompt_sets": {name: prompts.identity() for name, prompts in (sets | training).items()},
+            "located_on": locating.identity(),
+        },
     )
     measured = partial(measure, lm, safety=safety, overrefusal=overrefusal, utility=utility)
     if not run.is_done("measure before"):
@@ -81,14 +93,15 @@ def demo(
     if not run.is_done("locate"):
         with run.step("locate"):
             checkpoint = folder / "gradients.safetensors"
-            scores = locate(lm, sets[LOCATING], method, seed=seed, checkpoint=checkpoint)
-            save_region(scores.select(fraction), folder)
+            scores = locate(lm, locating, method, seed=seed, checkpoint=checkpoint)
+            save_region(scores.select(fraction, layers=upper_half(lm)), folder)
             checkpoint.unlink(missing_ok=True)
             del scores
     if not run.is_done("harden"):
         with run.step("harden"):
             region = Region.load(folder / "region.safetensors")
-            save_patch(harden(lm, region, settings=chosen, out=folder / "harden"), folder)
+            patch = harden(lm, region, refusals=refusals, harmless=harmless, settings=chosen, out=folder / "harden")
+            save_patch(patch, folder)
     if not run.is_done("measure after"):
         with run.step("measure after"):
             Patch.load(folder / "patch.safetensors").apply(lm.model)
@@ -98,6 +111,12 @@ def demo(
             compare(folder / "before", folder / "after", out=folder)
     run.finish()
     return write_report(folder)
+
+
+def upper_half(lm: LanguageModel) -> range:
+    """The layers where hardening tunes: there a model tells harmful from harmless, and a step costs half as much."""
+    layers = 1 + max(part.layer for part in lm.parts.eligible() if part.layer is not None)
+    return range(layers // 2, layers)
 
 
 def save_region(region: Region, folder: Path) -> None:

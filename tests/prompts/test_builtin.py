@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ballast.prompts.overlap import jaccard, word_set
+
 FOLDER = Path(__file__).parents[2] / "src" / "ballast" / "prompts" / "builtin"
 KINDS = ("harmful", "twins", "ordinary")
 SPLITS = {"tune", "select", "test"}
@@ -22,19 +24,6 @@ def read(name: str) -> list[Row]:
 
 ROWS = {name: read(name) for name in (*KINDS, "borderline", "refusals")}
 PROMPTS = [row for kind in (*KINDS, "borderline") for row in ROWS[kind]]
-
-
-def words(text: str) -> frozenset[str]:
-    return frozenset(re.sub(r"[^\w\s]", "", text.lower()).split())
-
-
-def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    return len(first & second) / len(first | second)
-
-
-def test_jaccard_by_hand() -> None:
-    assert words("Don't stop, don't!") == {"dont", "stop"}
-    assert jaccard(words("a b c"), words("b c d e")) == 2 / 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,8 +55,8 @@ def test_every_category_is_in_every_split(kind: str) -> None:
 def test_ids_and_texts_are_distinct() -> None:
     ids = [row["id"] for rows in ROWS.values() for row in rows]
     assert len(set(ids)) == len(ids)
-    assert len({words(row["prompt"]) for row in PROMPTS}) == len(PROMPTS)
-    assert len({words(row["text"]) for row in ROWS["refusals"]}) == len(ROWS["refusals"])
+    assert len({word_set(row["prompt"]) for row in PROMPTS}) == len(PROMPTS)
+    assert len({word_set(row["text"]) for row in ROWS["refusals"]}) == len(ROWS["refusals"])
 
 
 def test_each_harmful_prompt_has_one_twin_in_the_same_split() -> None:
@@ -78,12 +67,12 @@ def test_each_harmful_prompt_has_one_twin_in_the_same_split() -> None:
     assert harmful.keys() == twins.keys()
     for pair, row in harmful.items():
         assert (row["split"], row["category"]) == (twins[pair]["split"], twins[pair]["category"])
-        assert words(row["prompt"]) & words(twins[pair]["prompt"])
+        assert word_set(row["prompt"]) & word_set(twins[pair]["prompt"])
     assert all(row["pair"] is None for row in ROWS["ordinary"])
 
 
 def test_no_near_duplicates_across_splits() -> None:
-    known = [(row["id"], row["split"], words(row["prompt"])) for row in PROMPTS]
+    known = [(row["id"], row["split"], word_set(row["prompt"])) for row in PROMPTS]
     near = [
         (first[0], second[0])
         for first, second in combinations(known, 2)
@@ -92,7 +81,7 @@ def test_no_near_duplicates_across_splits() -> None:
     assert near == []
 
 
-def test_two_refusals_for_each_harmful_prompt_of_tune() -> None:
+def test_one_or_two_refusals_for_each_harmful_prompt_of_tune() -> None:
     tune = {row["id"] for row in ROWS["harmful"] if row["split"] == "tune"}
     by_prompt = defaultdict(list)
     for row in ROWS["refusals"]:
@@ -100,7 +89,7 @@ def test_two_refusals_for_each_harmful_prompt_of_tune() -> None:
         by_prompt[row["prompt_id"]].append(row)
     assert by_prompt.keys() == tune
     for rows in by_prompt.values():
-        assert len({row["style"] for row in rows}) == len(rows) == 2
+        assert len({row["style"] for row in rows}) == len(rows) <= 2
 
 
 def test_refusals_open_as_refusals_and_vary() -> None:

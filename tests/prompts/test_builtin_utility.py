@@ -7,7 +7,7 @@ import pytest
 
 from ballast.errors import PromptError
 from ballast.prompts import load_prompts
-from tests.prompts.test_builtin import jaccard, words
+from ballast.prompts.overlap import jaccard, word_set
 
 ANSWERS = load_prompts("builtin/answers")
 CHOICES = load_prompts("builtin/choices")
@@ -55,9 +55,9 @@ def test_the_right_choice_is_not_given_away_by_its_length() -> None:
 
 
 def test_no_near_duplicates_among_the_built_in_sets() -> None:
-    mine = [(prompt.id, words(prompt.prompt)) for prompt in [*ANSWERS, *CHOICES]]
+    mine = [(prompt.id, word_set(prompt.prompt)) for prompt in [*ANSWERS, *CHOICES]]
     others = [
-        (prompt.id, words(prompt.prompt))
+        (prompt.id, word_set(prompt.prompt))
         for kind in ("harmful", "twins", "ordinary")
         for prompt in load_prompts(f"builtin/{kind}")
     ]

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from ballast.errors import PromptError, UsageError
 from ballast.prompts import Prompt, PromptSet, available_sets, load_prompts
 from ballast.prompts.load import BUILTIN_KINDS, SPLITS, UNSPLIT_KINDS
-from ballast.prompts.prompt_set import shared_prompts
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "Ü, \u2028?", "category": "x", "response": "no", "source": "own"},
@@ -298,7 +297,3 @@ class TestSets:
         assert prompts.identity() == {"name": "hf:o/n@1234567:test", "hash": prompts.hash, "n": 1}
         assert prompts.slug == "hf-o-n-1234567-test"
         assert PromptSet("../up", prompts.prompts).slug == "up"
-
-    def test_shared_prompts_are_found_through_case_and_punctuation(self) -> None:
-        assert shared_prompts([made("How, then?", "b")], [made("c", "HOW  then!")]) == [("0", "1")]
-        assert shared_prompts([made("a")], [made("b")]) == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from fractions import Fraction
 
@@ -239,3 +240,39 @@ def test_an_expert_without_scores_is_short_not_filled_with_zeros():
     assert torch.bincount(chosen, minlength=3).tolist() == [10, 0, 10]
     assert (selection.record.requested, selection.record.actual, selection.record.short_units) == (30, 20, 1)
     assert selection.record.ties_left == 0
+
+
+class TestLayers:
+    @pytest.mark.parametrize("scope", ["per_layer", "per_tensor", "per_row"])
+    @pytest.mark.parametrize("layers", [{10}, {2}, {2, 10}])
+    def test_units_of_other_layers_give_nothing(self, scope, layers):
+        scores = tied_scores(5)
+        inside = {part.name for part in PARTS if part.layer in layers}
+        expected = {entry for entry in brute_force(scores, "0.3", scope, "top") if entry[0] in inside}
+        selection = select_top(scores, "0.3", scope=scope, parts=PARTS, layers=layers)
+        assert entries_of(selection) == expected
+        assert selection.record.layers == tuple(sorted(layers))
+
+    def test_a_global_selection_keeps_its_size(self):
+        random = np.random.default_rng(0)
+        scores = {part.name: torch.from_numpy(1 + random.random(part.shape, np.float32)) for part in PARTS}
+        entries = [
+            (float(value), part.name, place)
+            for part in PARTS
+            if part.layer == 10
+            for place, value in enumerate(scores[part.name].flatten())
+        ]
+        k = math.floor(0.1 * sum(part.numel for part in PARTS))
+        selection = select_top(scores, "0.1", parts=PARTS, layers=[10])
+        assert entries_of(selection) == {entry[1:] for entry in ranked(entries, "top")[:k]}
+        assert selection.record.requested == selection.record.actual == k
+        assert selection.layout.keys() == scores.keys()  # what was eligible does not change
+
+    @pytest.mark.parametrize("layers", [[3], [2, 11], []])
+    def test_unknown_layers(self, layers):
+        with pytest.raises(UsageError, match=rf"^Layers {re.escape(str(layers))} were asked for.* 2 to 10\.$"):
+            select_top(tied_scores(1), "0.1", parts=PARTS, layers=layers)
+
+    def test_too_few_weights_in_the_layers(self):
+        with pytest.raises(UsageError, match=r"^200 weights were asked for but only 84 have scores"):
+            select_top(tied_scores(1), "0.9", parts=PARTS, layers=[10])

@@ -250,7 +250,7 @@ class TestRefused:
         ],
     )
     def test_sets_that_overlap(self, select: dict[str, PromptSet], shared: str, tmp_path: Path) -> None:
-        with pytest.raises(PromptError, match=rf"1 select prompts are training prompts too \({shared}\)"):
+        with pytest.raises(PromptError, match=rf"^1 prompts are both tuned on and measured \({shared}\)"):
             run(tiny_lm(), tmp_path / "out", **select)
         assert not (tmp_path / "out").exists()
 

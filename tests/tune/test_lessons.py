@@ -16,6 +16,7 @@ from ballast.evaluate import answers
 from ballast.models.generation import answer_batch
 from ballast.prompts import Prompt, PromptSet
 from ballast.prompts.chat import Rendered, render
+from ballast.prompts.refusals import REFUSALS as GENERAL
 from ballast.tune.lessons import Curriculum, drawn, help_lessons, refusal_lessons
 from ballast.tune.objective import Lesson, remember
 from tests.worlds import REFUSALS, REQUESTS, prompt_set, tiny_lm
@@ -108,7 +109,7 @@ class TestBatch:
 class TestRefusals:
     def test_are_the_responses(self) -> None:
         lm = tiny_lm()
-        lessons = refusal_lessons(lm, prompt_set("bad", REQUESTS, REFUSALS), tokens=100)
+        lessons = refusal_lessons(lm, [prompt_set("bad", REQUESTS, REFUSALS)], tokens=100)
         assert [row.rendered for row in lessons] == [
             render(lm.tokenizer, request, refusal) for request, refusal in zip(REQUESTS, REFUSALS, strict=True)
         ]
@@ -116,8 +117,8 @@ class TestRefusals:
 
     def test_are_cut(self) -> None:
         lm = tiny_lm()
-        whole = refusal_lessons(lm, prompt_set("bad", REQUESTS, REFUSALS), tokens=100)
-        cut = refusal_lessons(lm, prompt_set("bad", REQUESTS, REFUSALS), tokens=5)
+        whole = refusal_lessons(lm, [prompt_set("bad", REQUESTS, REFUSALS)], tokens=100)
+        cut = refusal_lessons(lm, [prompt_set("bad", REQUESTS, REFUSALS)], tokens=5)
         for long, short in zip(whole, cut, strict=True):
             assert short.tokens == min(5, long.tokens)
             assert short.rendered.ids == long.rendered.ids[: long.rendered.prompt_length + 5]
@@ -125,15 +126,18 @@ class TestRefusals:
 
     def test_keep_the_number_of_the_pair(self) -> None:
         prompts = PromptSet("bad", (Prompt(id="a", prompt="How?", response="No.", pair=7),))
-        assert refusal_lessons(tiny_lm(), prompts, tokens=5)[0].pair == 7
+        assert refusal_lessons(tiny_lm(), [prompts], tokens=5)[0].pair == 7
 
-    def test_a_prompt_without_response(self) -> None:
-        with pytest.raises(PromptError, match=r"bad: the prompt bad-1 has no response.*builtin/refusals"):
-            refusal_lessons(tiny_lm(), prompt_set("bad", ["One", "Two"], ["No.", None]), tokens=5)
+    def test_a_prompt_without_response_gets_a_general_refusal_in_turn(self) -> None:
+        lm = tiny_lm()
+        sets = [prompt_set("bad", ["One", "Two"], ["No.", None]), prompt_set("worse", ["Three", "Four"])]
+        lessons = refusal_lessons(lm, sets, tokens=100)
+        expected = [("One", "No."), ("Two", GENERAL[1]), ("Three", GENERAL[2]), ("Four", GENERAL[0])]
+        assert [row.rendered for row in lessons] == [render(lm.tokenizer, *texts) for texts in expected]
 
     def test_a_prompt_longer_than_the_context(self) -> None:
         with pytest.raises(PromptError, match="'bad-0' takes"):
-            refusal_lessons(tiny_lm(), prompt_set("bad", ["x" * 600], ["No."]), tokens=5)
+            refusal_lessons(tiny_lm(), [prompt_set("bad", ["x" * 600], ["No."])], tokens=5)
 
 
 class TestHelp:

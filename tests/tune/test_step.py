@@ -43,7 +43,7 @@ class TestStep:
         refusals = [*REFUSALS, Prompt(id="long", prompt="bad: a longer one", response="Not me.", pair=1)]
         twin = PromptSet("twins", (Prompt(id="twin", prompt="good: a longer one", pair=1),))
         answers = help_lessons(tiny_lm(seed=2), [HARMLESS, twin], 4, None)
-        return Curriculum(refusal_lessons(lm, PromptSet("bad", tuple(refusals)), 5), answers, 0)
+        return Curriculum(refusal_lessons(lm, [PromptSet("bad", tuple(refusals))], 5), answers, 0)
 
     @pytest.mark.parametrize("size", [1, 2, 4, 6])
     def test_gradient_is_that_of_the_whole_batch(self, size: int) -> None:

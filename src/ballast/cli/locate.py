@@ -29,6 +29,7 @@ def locate(
     setting: Annotated[list[str] | None, typer.Option(help="A setting of the method, name=value; repeat.")] = None,
     fraction: Annotated[float, typer.Option(help="Share of the eligible weights, in (0, 1].")] = 0.01,
     scope: Annotated[str, typer.Option(help="global, per_layer, per_tensor or per_row.")] = "global",
+    layers: Annotated[str | None, typer.Option(help="Select from these layers only, such as 15-29.")] = None,
     limit: Limit = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Rows per backward pass.", min=1)] = 8,
@@ -41,10 +42,17 @@ def locate(
     """Find the weights that matter most for safety; writes region.safetensors."""
     chosen = get_method(method, **_settings(setting or []))
     exact_fraction(fraction)
-    ranked = _scope(scope)
+    ranked, within = _scope(scope), _layers(layers)
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
-    settings = {"method": method, **dataclasses.asdict(chosen), "fraction": fraction, "scope": scope, "seed": seed}
+    settings = {
+        "method": method,
+        **dataclasses.asdict(chosen),
+        "fraction": fraction,
+        "scope": scope,
+        "layers": layers,
+        "seed": seed,
+    }
     run = RunDirectory.open(
         out,
         "locate",
@@ -63,7 +71,7 @@ def locate(
                 checkpoint=checkpoint,
                 checkpoint_seconds=checkpoint_seconds,
             )
-            pipeline.save_region(scores.select(fraction, scope=ranked), out)
+            pipeline.save_region(scores.select(fraction, scope=ranked, layers=within), out)
             checkpoint.unlink(missing_ok=True)
         run.finish()
     summary = Region.load(out / "region.safetensors").summary()
@@ -113,6 +121,16 @@ def _scope(scope: str) -> Scope:
     if scope not in known:
         raise UsageError(f"There is no scope {scope!r}; use {', '.join(known)}.")
     return known[scope]
+
+
+def _layers(given: str | None) -> range | None:
+    """`15-29`, or a single number."""
+    if given is None:
+        return None
+    first, _, last = given.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        raise UsageError(f"{given!r} names no layers; write the first and the last one, such as 15-29.")
+    return range(int(first), int(last or first) + 1)
 
 
 def _settings(given: list[str]) -> dict[str, str | int | float]:

@@ -22,7 +22,7 @@ def harden(
     model: Model,
     region: Annotated[Path, typer.Argument(help="Region file, located on this model.")],
     out: Out,
-    refusals: Annotated[str, typer.Option(help="Harmful prompts with refusals.")] = REFUSALS,
+    refusals: Annotated[list[str] | None, typer.Option(help="Harmful prompts to refuse; repeat for more sets.")] = None,
     harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts; repeat for more sets.")] = None,
     select_harmful: Annotated[str, typer.Option(help="Harmful prompts on which the step is chosen.")] = SELECT_HARMFUL,
     select_harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts for the same; repeat.")] = None,
@@ -50,7 +50,7 @@ def harden(
     patch = harden_model(
         lm,
         Region.load(region),
-        refusals=refusals,
+        refusals=refusals or REFUSALS,
         harmless=harmless or HARMLESS,
         select_harmful=select_harmful,
         select_harmless=select_harmless or SELECT_HARMLESS,

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from ballast.locate.engine import eligible_parameters
-from ballast.locate.references import REFUSALS, refusal_rows
+from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
 from ballast.models.fingerprint import seed_of
+from ballast.prompts.refusals import REFUSALS
 
 
 @register("gradient")

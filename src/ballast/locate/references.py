@@ -10,12 +10,6 @@ from ballast.models import LanguageModel
 from ballast.prompts import Prompt, PromptSet
 from ballast.prompts.chat import check_length, render
 
-REFUSALS = (
-    "I'm sorry, but I can't help with that.",
-    "I can't assist with this request because it could cause harm.",
-    "No, I won't help with that. It could hurt people.",
-)
-
 
 def refusal_rows(
     lm: LanguageModel, prompts: PromptSet, wordings: Sequence[str], contrast: PromptSet | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -48,7 +49,12 @@ class Scores:
     seed: int
 
     def select(
-        self, fraction: Fraction | float | str = 0.01, *, scope: Scope = "global", direction: Direction = "top"
+        self,
+        fraction: Fraction | float | str = 0.01,
+        *,
+        scope: Scope = "global",
+        direction: Direction = "top",
+        layers: Collection[int] | None = None,
     ) -> Region:
         """Cut a region: the weights with the largest scores, exactly.
 
@@ -56,13 +62,15 @@ class Scores:
             fraction: Share of the eligible weights, in (0, 1]; floor(fraction * n), 0.01 meaning exactly 1/100.
             scope: What is ranked together: `global`, `per_layer`, `per_tensor` or `per_row` (an output neuron).
             direction: `top`, or `bottom` for the control with the smallest scores.
+            layers: Decoder blocks to select from, such as `range(15, 30)`; None for all. With scope `global` the number
+                of weights stays the fraction of all eligible weights.
 
         Raises:
-            UsageError: The fraction is outside of (0, 1], or scope or direction is unknown.
+            UsageError: The fraction is outside of (0, 1], scope or direction is unknown, or there is no such layer.
             RegionError: Nothing would be selected, or too few scores are above zero.
             NumericalError: A score is not finite.
         """
-        found = select_top(self.values, fraction, scope=scope, parts=self.lm.parts, direction=direction)
+        found = select_top(self.values, fraction, scope=scope, parts=self.lm.parts, direction=direction, layers=layers)
         parameters = dict(self.lm.model.named_parameters())
         coverage = self.lm.parts.coverage()
         metadata = RegionMetadata(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ballast.locate.references import REFUSALS, refusal_rows
+from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
+from ballast.prompts.refusals import REFUSALS
 
 
 @register("snip")

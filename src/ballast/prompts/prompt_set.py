@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -118,15 +118,3 @@ class PromptSet:
             return self
         kept = sorted(random.Random(seed).sample(range(len(self)), limit))  # noqa: S311  a shuffle, not a secret
         return replace(self, prompts=tuple(self.prompts[index] for index in kept))
-
-
-def shared_prompts(sets: Sequence[PromptSet], others: Sequence[PromptSet]) -> list[tuple[str, str]]:
-    """Pairs of ids whose prompts are equal up to case, white space and punctuation, between two groups of sets."""
-    known = {_normalised(prompt.prompt): prompt.id for group in sets for prompt in group}
-    return [
-        (known[key], prompt.id) for group in others for prompt in group if (key := _normalised(prompt.prompt)) in known
-    ]
-
-
-def _normalised(text: str) -> str:
-    return " ".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
@@ -39,6 +39,7 @@ class SelectionRecord(BaseModel):
         ties_taken: Selected weights whose score equals the threshold of their unit, summed over units.
         ties_left: Weights with such a score that were not selected.
         short_units: Units in which fewer weights than their share have a score above zero; zeros are not selected.
+        layers: The decoder blocks that could be selected from; None for all eligible weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class SelectionRecord(BaseModel):
     ties_taken: int
     ties_left: int
     short_units: int = 0
+    layers: tuple[int, ...] | None = None
 
 
 class Selection(NamedTuple):
@@ -92,6 +94,7 @@ def select_top(
     scope: Scope = "global",
     parts: Iterable[PartLike],
     direction: Direction = "top",
+    layers: Collection[int] | None = None,
 ) -> Selection:
     """Select the weights with the largest (or smallest) scores.
 
@@ -103,6 +106,8 @@ def select_top(
         scope: What is ranked together, see `SelectionRecord`.
         parts: The model's parts; they tell layers, experts and which axis of a weight counts output neurons.
         direction: `top`, or `bottom` for the control that takes the least important weights.
+        layers: Decoder blocks to select from, counted from 0; None for all. With scope `global` the number of weights
+            stays the fraction of all that have scores.
 
     Raises:
         UsageError: The fraction is outside of (0, 1], or the arguments do not fit each other.
@@ -125,13 +130,15 @@ def select_top(
     requested = math.floor(exact * eligible) if exact is not None else count or 0
 
     found = _Found(direction)
+    open_to = _within(layout, layers)
     if scope == "global":
-        found.take("all", scores, list(layout), requested, strict=True)
+        given = scores if layers is None else {name: scores[name] for name in open_to}
+        found.take("all", given, list(open_to), requested, strict=True)
     elif exact is not None and scope == "per_row":
-        for name, tensor_layout in layout.items():
+        for name, tensor_layout in open_to.items():
             found.take_rows(name, scores[name], tensor_layout, exact)
     elif exact is not None:
-        for label, unit, expert in _units(scores, layout, scope):
+        for label, unit, expert in _units(scores, open_to, scope):
             size = sum(values.numel() for values in unit.values())
             found.take(label, unit, list(unit), math.floor(exact * size), expert=expert)
 
@@ -153,6 +160,7 @@ def select_top(
         ties_taken=found.ties_taken,
         ties_left=found.ties_left,
         short_units=found.short_units,
+        layers=None if layers is None else tuple(sorted(layers)),
     )
     return Selection(indices, layout, record)
 
@@ -184,6 +192,16 @@ def indices_beyond(
         selected = np.concatenate(pieces)
         if selected.size:
             yield name, selected
+
+
+def _within(layout: Layout, layers: Collection[int] | None) -> Layout:
+    """The part of a layout that lies in given decoder blocks."""
+    if layers is None:
+        return layout
+    known = {tensor.layer for tensor in layout.values() if tensor.layer is not None}
+    if not layers or not known.issuperset(layers):
+        raise UsageError(f"Layers {sorted(layers)} were asked for; choose one or more of {min(known)} to {max(known)}.")
+    return {name: tensor for name, tensor in layout.items() if tensor.layer in layers}
 
 
 _Expert = tuple[TensorLayout, int] | None  # the one matrix of a stack of experts that a unit consists of

@@ -15,7 +15,7 @@ from ballast.models import LanguageModel
 from ballast.patches import Origin, Patch
 from ballast.progress import track
 from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets
-from ballast.prompts.prompt_set import shared_prompts
+from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
 from ballast.tune.checks import Check, check, choose
@@ -35,7 +35,7 @@ def harden(
     lm: LanguageModel,
     region: Region,
     *,
-    refusals: PromptSet | str = REFUSALS,
+    refusals: PromptSets = REFUSALS,
     harmless: PromptSets = HARMLESS,
     select_harmful: PromptSet | str = SELECT_HARMFUL,
     select_harmless: PromptSets = SELECT_HARMLESS,
@@ -50,7 +50,7 @@ def harden(
     Args:
         lm: The model the region was located on. Its weights are the original ones again when the call returns.
         region: The weights to tune.
-        refusals: Harmful prompts with refusals as responses.
+        refusals: Harmful prompts with refusals as responses; a prompt without one gets a general refusal.
         harmless: Harmless prompts; the model's own answers to them are what it stays close to. Near twins of the
             harmful ones matter most.
         select_harmful: Harmful prompts on which the step is chosen; none of them may be in the training sets.
@@ -69,9 +69,9 @@ def harden(
         RunError: The folder holds another run or cannot be written.
     """
     chosen = settings or HardenSettings()
-    refusal_set, harmless_sets = as_prompt_set(refusals), as_prompt_sets(harmless)
+    refusal_sets, harmless_sets = as_prompt_sets(refusals), as_prompt_sets(harmless)
     select = (as_prompt_set(select_harmful), as_prompt_sets(select_harmless))
-    _check_disjoint([refusal_set, *harmless_sets], [select[0], *select[1]])
+    _check_disjoint([*refusal_sets, *harmless_sets], [select[0], *select[1]])
     fingerprints = lm.fingerprints()
     region.check_model(fingerprints, {name: value.shape for name, value in lm.model.named_parameters()})
     run = RunDirectory.open(
@@ -82,12 +82,12 @@ def harden(
             "model": lm.identity(),
             "region": region.region_id,
             "prompt_sets": {
-                group.name: group.identity() for group in (refusal_set, *harmless_sets, select[0], *select[1])
+                group.name: group.identity() for group in (*refusal_sets, *harmless_sets, select[0], *select[1])
             },
         },
     )
     lessons = Curriculum(
-        refusal_lessons(lm, refusal_set, chosen.refusal_tokens),
+        refusal_lessons(lm, refusal_sets, chosen.refusal_tokens),
         help_lessons(lm, harmless_sets, chosen.answer_tokens, run.path / "own_answers"),
         chosen.seed,
     )
@@ -175,9 +175,4 @@ def _check_disjoint(training: Sequence[PromptSet], select: Sequence[PromptSet]) 
     for slug in slugs:
         if slugs.count(slug) > 1:
             raise PromptError(f"Two of the prompt sets are called {slug}; give each a name of its own.")
-    shared = shared_prompts(training, select)
-    if shared:
-        raise PromptError(
-            f"{len(shared)} select prompts are training prompts too ({shared[0][1]} is {shared[0][0]}); "
-            "choose sets without common prompts."
-        )
+    require_disjoint(training, select)

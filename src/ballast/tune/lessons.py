@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballast.errors import PromptError
 from ballast.evaluate.answers import generate
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
 from ballast.progress import track
 from ballast.prompts import PromptSet
 from ballast.prompts.chat import check_length, render
+from ballast.prompts.refusals import REFUSALS
 from ballast.tune.objective import Lesson, remember
 
 REMEMBER_BATCH = 16
@@ -52,20 +52,17 @@ class Curriculum:
         return rows + beside + fill
 
 
-def refusal_lessons(lm: LanguageModel, refusals: PromptSet, tokens: int) -> list[Lesson]:
-    """One lesson per harmful prompt with a refusal, cut after `tokens` tokens.
+def refusal_lessons(lm: LanguageModel, refusals: Sequence[PromptSet], tokens: int) -> list[Lesson]:
+    """One lesson per harmful prompt with its refusal, cut after `tokens` tokens.
+
+    A prompt without a response gets one of three general refusals, in turn.
 
     Raises:
-        PromptError: A prompt has no response, or is longer than the context.
+        PromptError: A prompt is longer than the context.
     """
     lessons = []
-    for prompt in refusals:
-        if not prompt.response:
-            raise PromptError(
-                f"{refusals.name}: the prompt {prompt.id} has no response; give refusals in the field `response`, "
-                "or tune on builtin/refusals."
-            )
-        rendered = render(lm.tokenizer, prompt.prompt, prompt.response)
+    for number, prompt in enumerate(prompt for prompts in refusals for prompt in prompts):
+        rendered = render(lm.tokenizer, prompt.prompt, prompt.response or REFUSALS[number % len(REFUSALS)])
         check_length(rendered, lm.context, prompt.id)
         kept = rendered._replace(ids=rendered.ids[: rendered.prompt_length + tokens])
         lessons.append(Lesson(prompt.id, kept, pair=prompt.pair))

@@ -34,14 +34,14 @@ class HardenSettings:
     """
 
     steps: int = 100
-    learning_rate: float = 7e-4
+    learning_rate: float = 1e-3
     warmup: float = 0.05
-    refusals_per_step: int = 8
-    answers_per_step: int = 24
-    refusal_tokens: int = 12
-    micro_batch: int = 10
-    help_weight: float = 12.0
-    answer_tokens: int = 8
+    refusals_per_step: int = 16
+    answers_per_step: int = 40
+    refusal_tokens: int = 5
+    micro_batch: int = 14
+    help_weight: float = 16.0
+    answer_tokens: int = 4
     weight_decay: float = 0.0
     clip: float = 1.0
     check_every: int = 10

@@ -1,0 +1,71 @@
+"""Prompts that two groups of sets share: equal ones, and near duplicates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ballast.errors import PromptError
+from ballast.prompts.prompt_set import PromptSet
+
+
+def shared_prompts(sets: Iterable[PromptSet], others: Iterable[PromptSet]) -> list[tuple[str, str]]:
+    """Pairs of ids whose prompts are equal up to case, white space and punctuation, between two groups of sets."""
+    known = {_normalised(prompt.prompt): prompt.id for group in sets for prompt in group}
+    return [
+        (known[key], prompt.id) for group in others for prompt in group if (key := _normalised(prompt.prompt)) in known
+    ]
+
+
+def require_disjoint(training: Iterable[PromptSet], others: Iterable[PromptSet]) -> None:
+    """Refuse to tune on prompts that are chosen or measured by.
+
+    Raises:
+        PromptError: A prompt is in both groups.
+    """
+    shared = shared_prompts(training, others)
+    if shared:
+        raise PromptError(
+            f"{len(shared)} prompts are both tuned on and measured ({shared[0][1]} is {shared[0][0]}); "
+            "choose sets without common prompts."
+        )
+
+
+def without_near_duplicates(prompts: PromptSet, others: Sequence[PromptSet], *, similarity: float = 0.5) -> PromptSet:
+    """The prompts that resemble no prompt of other sets.
+
+    Use it to tune on one public set and measure on another: many of them share prompts.
+
+    Args:
+        prompts: The set to thin out.
+        others: Sets that it must share nothing with.
+        similarity: Jaccard index of the two sets of words, in (0, 1]; from here on two prompts are near duplicates.
+
+    Raises:
+        PromptError: No prompt is left.
+    """
+    known = [word_set(prompt.prompt) for group in others for prompt in group]
+    kept = tuple(
+        prompt
+        for prompt in prompts
+        if all(jaccard(words, other) < similarity for words in [word_set(prompt.prompt)] for other in known)
+    )
+    if not kept:
+        raise PromptError(f"Every prompt of {prompts.name} resembles one of the other sets; choose another set.")
+    return replace(prompts, prompts=kept)
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text in lower case, without punctuation: "Don't stop!" gives dont and stop."""
+    return frozenset(re.sub(r"[^\w\s]", "", text.lower()).split())
+
+
+def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    """Shared members over all members; 0 for two empty sets."""
+    together = len(first | second)
+    return len(first & second) / together if together else 0.0
+
+
+def _normalised(text: str) -> str:
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())

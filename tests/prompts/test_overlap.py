@@ -1,0 +1,37 @@
+"""Equal prompts and near duplicates between sets."""
+
+import pytest
+
+from ballast.errors import PromptError
+from ballast.prompts import Prompt, PromptSet
+from ballast.prompts.overlap import jaccard, shared_prompts, without_near_duplicates, word_set
+
+
+def made(*texts: str) -> PromptSet:
+    return PromptSet("made", tuple(Prompt(id=str(number), prompt=text) for number, text in enumerate(texts)))
+
+
+def test_equal_prompts_are_found_through_case_and_punctuation() -> None:
+    assert shared_prompts([made("How, then?", "b")], [made("c", "HOW  then!")]) == [("0", "1")]
+    assert shared_prompts([made("a")], [made("b")]) == []
+
+
+def test_jaccard_by_hand() -> None:
+    assert word_set("Don't stop, don't!") == {"dont", "stop"}
+    assert jaccard(word_set("a b c"), word_set("b c d e")) == 2 / 5
+    assert jaccard(word_set("?"), word_set("")) == 0
+
+
+class TestNearDuplicates:
+    OTHERS = (made("Write a poem about rain", "x"), made("How do I bake bread?"))
+    PROMPTS = made("How do I bake a cake?", "What is rain?", "how do I bake bread", "y z")  # 0 shares 4 of 7 words
+
+    @pytest.mark.parametrize(("similarity", "kept"), [(0.5, "13"), (4 / 7, "13"), (0.6, "013"), (0.1, "3")])
+    def test_are_left_out_from_the_given_similarity_on(self, similarity: float, kept: str) -> None:
+        found = without_near_duplicates(self.PROMPTS, self.OTHERS, similarity=similarity)
+        assert "".join(row.id for row in found) == kept
+        assert found.name == "made"
+
+    def test_nothing_left(self) -> None:
+        with pytest.raises(PromptError, match=r"^Every prompt of made resembles one of the other sets"):
+            without_near_duplicates(made("x"), self.OTHERS)
