@@ -40,14 +40,14 @@ class HardenSettings:
     answers_per_step: int = 40
     refusal_tokens: int = 5
     micro_batch: int = 14
-    help_weight: float = 16.0
+    help_weight: float = 24.0
     answer_tokens: int = 4
     weight_decay: float = 0.0
     clip: float = 1.0
     check_every: int = 10
     check_tokens: int = 16
     judge: str = "keyword"
-    max_over_refusal_rise: float = 0.1
+    max_over_refusal_rise: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
