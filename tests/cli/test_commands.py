@@ -69,6 +69,9 @@ def test_locate_and_overlap(
         found[method] = value(capsys, "locate", checkpoint, *options)
         assert value(capsys, "locate", checkpoint, *options) == found[method]  # a second call has nothing to do
     assert found["esi"]["actual"] == found["esi"]["eligible"] // 10
+    upper = value(capsys, "locate", checkpoint, "--prompts", prompts, "--layers", "1", "--out", tmp_path / "upper")
+    assert {cell["layer"] for cell in upper["cells"] if cell["selected"]} == {1}
+    assert upper["actual"] == upper["eligible"] // 100
     [pair] = value(capsys, "overlap", *(tmp_path / method / "region.safetensors" for method in found))
     assert 0 <= pair["iou"] < 1
     assert 0 < pair["chance"] < pair["size_cap"] <= 1

@@ -57,6 +57,8 @@ def test_usage(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "esi" in fails(capsys, *locate, "--method", "esy", code=2)
     assert "samples" in fails(capsys, *locate, "--setting", "sample=3", code=2)
     assert "per_row" in fails(capsys, *locate, "--scope", "rows", code=2)
+    for layers in ("2-1", "last", "-1", "1-", "0-x"):
+        assert "such as 15-29" in fails(capsys, *locate, f"--layers={layers}", code=2)
     measure = ("measure", checkpoint, "--out", tmp_path / "out", "--safety", prompts)
     assert "keyword" in fails(capsys, *measure, "--judge", "keywords")
     assert not (tmp_path / "out").exists()

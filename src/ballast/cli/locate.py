@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -127,10 +128,11 @@ def _layers(given: str | None) -> range | None:
     """`15-29`, or a single number."""
     if given is None:
         return None
-    first, _, last = given.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", given)
+    layers = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+    if not layers:
         raise UsageError(f"{given!r} names no layers; write the first and the last one, such as 15-29.")
-    return range(int(first), int(last or first) + 1)
+    return layers
 
 
 def _settings(given: list[str]) -> dict[str, str | int | float]:
