@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -37,6 +41,13 @@ PARTS = (
     SmallPart("layers.2.last", 2, "experts.down", (4, 3, 2), "out_in", 2),
     SmallPart("lm_head", None, "lm_head", (4, 5)),
 )
+
+
+def header(path: Path) -> dict[str, object]:
+    """The JSON header of a safetensors file."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return cast("dict[str, object]", json.loads(data[8 : 8 + length]))
 
 
 def fingerprint(name: str, salt: str = "") -> str:
