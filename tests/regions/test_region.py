@@ -205,5 +205,6 @@ def test_summary_of_a_selection_and_of_a_derived_region():
     assert summary["requested"] == summary["actual"] == k == sum(cell["selected"] for cell in summary["cells"])
     assert summary["threshold"] == everything.topk(k).values[-1]
     assert summary["ties"] == {"taken": 1, "left": 0}
+    assert summary["layers"] is None
     assert summary["coverage"]["scored"] == [{"role": "query", "tensors": 2, "parameters": 59}]
     assert (found | found.sample_like(1)).summary()["scope"] == "derived"

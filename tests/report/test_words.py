@@ -65,6 +65,16 @@ def test_the_opening_of_a_whole_run(tmp_path: Path) -> None:
     assert sentences[4].endswith("no clear change.")
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [(None, "(scope: global)"), ([3, 4, 5], "(scope: global, in layers 3 to 5)"), ([1, 5], "in 2 of the layers)")],
+)
+def test_the_layers_selected_from_are_said(tmp_path: Path, layers: list[int] | None, said: str) -> None:
+    path = make_region(tmp_path) / "region.json"
+    write_json(path, read_json(path) | {"layers": layers})
+    assert said in " ".join(words.method(gather(tmp_path)))
+
+
 def test_the_opening_of_parts(tmp_path: Path) -> None:
     measured = words.opening(gather(make_measurement(tmp_path / "measured")))
     assert measured[0].startswith("Ballast measured how SmolLM2-135M-Instruct (fixture) answers")

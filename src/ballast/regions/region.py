@@ -155,6 +155,7 @@ class Region:
             "fidelity": metadata.fidelity,
             "fraction": float(Fraction(asked)) if asked else self.density(),
             "scope": selection.scope if selection else "derived",
+            "layers": list(selection.layers) if selection and selection.layers else None,
             "direction": selection.direction if selection else None,
             "requested": selection.requested if selection else len(self),
             "actual": len(self),

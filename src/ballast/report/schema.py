@@ -76,6 +76,7 @@ class RegionInfo(Artefact):
     fidelity: str | None = None
     fraction: float
     scope: str
+    layers: list[int] | None = None
     requested: int
     actual: int
     eligible: int

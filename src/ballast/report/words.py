@@ -119,7 +119,15 @@ def _region(artefacts: Artefacts) -> str:
         return ""
     by = f" by their scores on {formats.integer(region.prompts.n)} prompts" if region.prompts else ""
     chosen = "These entries were" if artefacts.harden else f"{formats.integer(region.actual)} entries were"
-    return f"{chosen} chosen with the method “{region.method}”{by} (scope: {formats.words(region.scope)})."
+    where = formats.words(region.scope) + _within(region.layers)
+    return f"{chosen} chosen with the method “{region.method}”{by} (scope: {where})."
+
+
+def _within(layers: list[int] | None) -> str:
+    if not layers:
+        return ""
+    together = layers[-1] - layers[0] == len(layers) - 1
+    return f", in layers {layers[0]} to {layers[-1]}" if together else f", in {len(layers)} of the layers"
 
 
 def _training(artefacts: Artefacts) -> str:
