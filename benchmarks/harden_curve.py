@@ -92,8 +92,9 @@ def stepper(lm: LanguageModel, arm: Arm, scores: Scores, rate: float, seed: int)
     layers = upper_half(lm)
     if arm.choice == "lora":
         torch.manual_seed(seed)
+        leaves = sorted({part.name.split(".")[-2] for part in lm.parts.eligible()})
         config = peft.LoraConfig(
-            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", layers_to_transform=list(layers)
+            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=leaves, layers_to_transform=list(layers)
         )
         wrapped = peft.get_peft_model(lm.model, config)
         trained = [value for name, value in wrapped.named_parameters() if value.requires_grad]
