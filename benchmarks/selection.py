@@ -7,21 +7,16 @@ Wall times are the best and the median of the repeats, processor time is the bes
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from results import write_result
 
 from ballast.regions.selection import indices_beyond
 from ballast.regions.threshold import exact_threshold
-from ballast.runs import versions, write_json
-
-RESULTS = Path(__file__).parent / "results" / "selection.json"
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -70,23 +65,10 @@ def measure(kind: str, n: int, k: int, repeats: int, seed: int) -> dict[str, Any
     }
 
 
-def commit() -> str:
-    """The commit the working tree is at, with a mark if it was changed since."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return run.stdout.strip() or "not committed"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=100_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = {"n": arguments.n, "k": arguments.n // 100, "repeats": arguments.repeats, "seed": 0, "threads": 1}
@@ -94,14 +76,7 @@ def main() -> None:
     for kind in ("smooth", "tied", "constant"):
         rows.append(measure(kind, settings["n"], settings["k"], settings["repeats"], settings["seed"]))
         print(rows[-1], flush=True)
-    record = {
-        "commit": commit(),
-        "machine": platform.machine(),
-        "versions": versions(),
-        "settings": settings,
-        "rows": rows,
-    }
-    write_json(arguments.out, record)
+    write_result("selection", settings=settings, results=rows)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,13 @@ def test_files_that_are_no_regions_are_refused(saved, tmp_path):
     refused(saved, "schema 2")
 
 
+def test_a_file_from_before_a_field_with_a_default_existed_keeps_its_id(saved):
+    before = Region.load(saved)
+    assert before.metadata.variant is None
+    rewritten(saved, change_record=lambda record: record.pop("variant"))
+    assert Region.load(saved).region_id == before.region_id
+
+
 @pytest.mark.parametrize("length", [0, 4, 100, -1])
 def test_truncated_files_are_refused(saved, length):
     saved.write_bytes(saved.read_bytes()[:length])

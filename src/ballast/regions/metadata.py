@@ -139,8 +139,12 @@ class RegionMetadata(_Record):
         return hashlib.sha256(canonical_json(shapes).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The record as JSON with sorted keys."""
-        return canonical_json(self.model_dump(mode="json"))
+        """What the id is made from: JSON with sorted keys, without fields that have their defaults.
+
+        A later version can add a field with a default and still read this version's files by their ids.
+        """
+        written = self.model_dump(mode="json", exclude_defaults=True)
+        return canonical_json({**written, "schema_version": self.schema_version, "tool": self.tool})
 
 
 def canonical_json(value: object) -> str:
