@@ -1,4 +1,4 @@
-"""Files that are whole or absent, lines that survive a cut, runs that continue or are refused."""
+"""Files that are whole or absent, and lines that survive a cut."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ from safetensors import safe_open
 from ballast.errors import RunError
 from ballast.runs import (
     JsonLines,
-    RunDirectory,
     read_json,
     replacing,
     sha256_file,
-    versions,
     write_bytes,
     write_json,
     write_tensors,
     write_text,
 )
-
-SETTINGS = {"fraction": 0.01, "layers": (1, 2)}
-INPUTS = {"model": {"source": "smollm2"}, "prompt_sets": {"a": {"hash": "1234", "n": 3}}}
 
 
 def no_space(*_: object, **__: object) -> int:
@@ -221,84 +216,3 @@ class TestJsonLines:
         assert path.stat().st_size == 1000  # half a row
         assert JsonLines(path).rows == [{"id": "a"}]
         assert path.read_text() == '{"id": "a"}\n'
-
-
-class TestRunDirectory:
-    def test_a_new_run_has_a_manifest(self, tmp_path: Path) -> None:
-        assert RunDirectory.state_of(tmp_path / "run") is None
-        RunDirectory.open(tmp_path / "run", "harden", SETTINGS, INPUTS)
-        manifest = read_json(tmp_path / "run" / "run.json")
-        assert manifest["command"] == "harden"
-        assert manifest["settings"] == {"fraction": 0.01, "layers": [1, 2]}
-        assert manifest["model"] == INPUTS["model"]
-        assert manifest["prompt_sets"] == INPUTS["prompt_sets"]
-        assert manifest["versions"] == versions()
-        assert manifest["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
-        assert manifest["steps"] == {}
-        assert RunDirectory.state_of(tmp_path / "run") == "running"
-
-    def test_the_same_command_continues(self, tmp_path: Path) -> None:
-        first = RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS)
-        with first.step("locate"):
-            assert not first.is_done("locate")
-        second = RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS)
-        assert second.is_done("locate")
-        assert not second.is_done("tune")
-        assert second.manifest == first.manifest
-        second.finish()
-        assert RunDirectory.state_of(tmp_path) == "done"
-        assert RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS).is_done("locate")
-
-    @pytest.mark.parametrize(
-        ("changed", "differing"),
-        [
-            ({"command": "locate"}, ['command: "locate" now, "harden" there']),
-            ({"settings": {**SETTINGS, "fraction": 0.02}}, ["settings.fraction: 0.02 now, 0.01 there"]),
-            ({"settings": {"fraction": 0.01}}, ["settings.layers: null now, [1, 2] there"]),
-            ({"settings": {**SETTINGS, "seed": 1}}, ["settings.seed: 1 now, null there"]),
-            (
-                {"inputs": {"model": {"source": "other"}, "prompt_sets": {"a": {"hash": "99", "n": 3}}}},
-                ['model.source: "other" now, "smollm2" there', 'prompt_sets.a.hash: "99" now, "1234" there'],
-            ),
-        ],
-    )
-    def test_another_command_is_refused_with_what_differs(
-        self, tmp_path: Path, changed: dict[str, Any], differing: list[str]
-    ) -> None:
-        arguments: dict[str, Any] = {"command": "harden", "settings": SETTINGS, "inputs": INPUTS}
-        RunDirectory.open(tmp_path, **arguments)
-        before = (tmp_path / "run.json").read_bytes()
-        with pytest.raises(RunError, match="use another --out folder or delete it") as caught:
-            RunDirectory.open(tmp_path, **{**arguments, **changed})
-        assert f"({'; '.join(differing)})" in str(caught.value)
-        assert (tmp_path / "run.json").read_bytes() == before
-
-    def test_a_step_that_fails_is_not_done(self, tmp_path: Path) -> None:
-        run = RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS)
-        with pytest.raises(ZeroDivisionError), run.step("locate"):
-            raise ZeroDivisionError
-        assert not run.is_done("locate")
-        assert not RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS).is_done("locate")
-
-    def test_steps_record_their_seconds(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        run = RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS)
-        clock = iter([100.0, 103.254])
-        monkeypatch.setattr("ballast.runs.time.monotonic", lambda: next(clock))
-        with run.step("locate"):
-            pass
-        assert read_json(tmp_path / "run.json")["steps"] == {"locate": {"state": "done", "seconds": 3.25}}
-
-    def test_no_space_leaves_no_run_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(os, "fsync", no_space)
-        with pytest.raises(RunError, match="No space left"):
-            RunDirectory.open(tmp_path / "run", "harden", SETTINGS, INPUTS)
-        assert names(tmp_path / "run") == []
-        assert RunDirectory.state_of(tmp_path / "run") is None
-
-    @pytest.mark.parametrize("content", ['{"command": "har', "[]", "3"])
-    def test_a_damaged_manifest_is_named(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "run.json").write_text(content)
-        with pytest.raises(RunError, match=r"run\.json is not"):
-            RunDirectory.open(tmp_path, "harden", SETTINGS, INPUTS)
-        with pytest.raises(RunError, match=r"run\.json is not"):
-            RunDirectory.state_of(tmp_path)

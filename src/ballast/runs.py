@@ -192,7 +192,8 @@ class RunDirectory:
             manifest = _read_manifest(manifest_path)
             differing = list(_differences(wanted, {key: manifest.get(key) for key in wanted}))
             if differing:
-                shown = "; ".join(differing[:6])
+                more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+                shown = "; ".join(differing[:3]) + more
                 raise RunError(
                     f"{path} holds a run with other settings ({shown}); use another --out folder or delete it."
                 )
@@ -242,5 +243,9 @@ def _differences(wanted: Any, found: Any, at: str = "") -> Iterator[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in sorted(wanted.keys() | found.keys()):
             yield from _differences(wanted.get(key), found.get(key), f"{at}.{key}" if at else key)
+    elif wanted != found and isinstance(found, dict):
+        yield f"{at}: only there"
+    elif wanted != found and isinstance(wanted, dict):
+        yield f"{at}: only now"
     elif wanted != found:
         yield f"{at}: {json.dumps(wanted)} now, {json.dumps(found)} there"

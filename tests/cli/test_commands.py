@@ -50,7 +50,7 @@ def test_measure_compare_report(
     for folder in folders:
         sets = ["--safety", prompts, "--utility", answers, "--judge", "keyword"]
         text = printed(capsys, "measure", checkpoint, *map(str, sets), "--out", folder)
-        assert "attack success" in text
+        assert "Attack success" in text
     change = value(capsys, "compare", *folders, "--out", tmp_path / "c")
     assert change["sets"][0]["difference"] == 0
     assert change["utility"][0]["difference"] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ballast.errors import PromptError, UsageError
-from ballast.prompts import Prompt, PromptSet, available_sets, load_prompts
+from ballast.errors import PromptError
+from ballast.prompts import Prompt, available_sets, load_prompts
 from ballast.prompts.load import BUILTIN_KINDS, SPLITS, UNSPLIT_KINDS
 
 ROWS: list[dict[str, Any]] = [
@@ -30,10 +27,6 @@ def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-def made(*prompts: str) -> PromptSet:
-    return PromptSet("s", tuple(Prompt(id=str(number), prompt=text) for number, text in enumerate(prompts)))
 
 
 class TestFiles:
@@ -249,51 +242,3 @@ class TestHub:
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(PromptError, match=r"pip install 'ballast-llm\[hub\]'"):
             load_prompts(f"hf:o/n@{COMMIT}")
-
-
-class TestSets:
-    def test_an_empty_set_is_refused(self) -> None:
-        with pytest.raises(PromptError, match="is empty"):
-            PromptSet("s", ())
-
-    @given(limit=st.integers(1, 60), seed=st.integers(0, 5))
-    def test_a_limit_draws_a_fixed_part_in_the_order_of_the_set(self, limit: int, seed: int) -> None:
-        whole = load_prompts("builtin/ordinary/test")
-        drawn = load_prompts("builtin/ordinary/test", limit=limit, seed=seed)
-        positions = [whole.prompts.index(prompt) for prompt in drawn]
-        assert len(drawn) == min(limit, len(whole))
-        assert positions == sorted(set(positions))
-        assert drawn == load_prompts("builtin/ordinary/test", limit=limit, seed=seed)
-
-    def test_seeds_draw_differently_and_reach_every_prompt(self) -> None:
-        draws = [load_prompts("builtin/ordinary/test", limit=10, seed=seed) for seed in range(30)]
-        assert len({draw.hash for draw in draws}) == 30
-        assert {prompt for draw in draws for prompt in draw} == set(load_prompts("builtin/ordinary/test"))
-
-    @pytest.mark.parametrize("limit", [0, -1])
-    def test_a_limit_below_one_is_refused(self, limit: int) -> None:
-        with pytest.raises(UsageError, match="at least 1"):
-            load_prompts("builtin/ordinary", limit=limit)
-
-    def test_the_hash_is_that_of_ids_prompts_and_responses(self) -> None:
-        prompts = PromptSet("s", (Prompt(id="a", prompt="p", response="r"), Prompt(id="b", prompt="q")))
-        assert prompts.hash == hashlib.sha256(b"a\0p\0r\0\nb\0q\0\0\n").hexdigest()
-
-    def test_the_hash_sees_every_change_that_can_change_a_result(self) -> None:
-        first, second = Prompt(id="a", prompt="p", response="r"), Prompt(id="b", prompt="q")
-        changed = [
-            (first, second),
-            (second, first),
-            (first,),
-            (first.model_copy(update={"id": "c"}), second),
-            (first.model_copy(update={"prompt": "P"}), second),
-            (first.model_copy(update={"response": None}), second),
-        ]
-        assert len({PromptSet("s", rows).hash for rows in changed}) == len(changed)
-        assert PromptSet("t", (first, second)).hash == PromptSet("s", (first, second)).hash
-
-    def test_identity_and_file_name(self) -> None:
-        prompts = PromptSet("hf:o/n@1234567:test", (Prompt(id="a", prompt="p"),))
-        assert prompts.identity() == {"name": "hf:o/n@1234567:test", "hash": prompts.hash, "n": 1}
-        assert prompts.slug == "hf-o-n-1234567-test"
-        assert PromptSet("../up", prompts.prompts).slug == "up"

@@ -87,7 +87,7 @@ def methods() -> None:
         for name, kind in sorted(METHODS.items())
     ]
     cells = [(row["name"], row["needs"], row["reference"], row["fidelity"]) for row in rows]
-    show(rows, [table("Methods", ("name", "needs", "reference", "fidelity"), cells)])
+    show(rows, [table("Methods", ("name", "needs", "reference", "fidelity"), cells, words=4)])
 
 
 def sets() -> None:
@@ -109,7 +109,10 @@ def overlap(regions: Annotated[list[Path], typer.Argument(help="Two or more regi
         )
         for row in rows
     ]
-    show([row._asdict() for row in rows], [table("Overlap", ("regions", "IoU", "chance", "cap", "shared"), cells)])
+    show(
+        [row._asdict() for row in rows],
+        [table("Overlap", ("regions", "IoU, %", "chance, %", "cap, %", "shared"), cells)],
+    )
 
 
 def _scope(scope: str) -> Scope:

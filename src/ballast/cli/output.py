@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +29,9 @@ class State:
 
 
 state = State()
+AXES = {"safety": "Attack success", "over_refusal": "Over-refusal"}
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
+GAP = " " if console.width >= 120 else "\n"  # between a number and its interval
 
 
 def show(value: Any, tables: Sequence[Table] = (), text: str = "") -> None:
@@ -42,26 +45,29 @@ def show(value: Any, tables: Sequence[Table] = (), text: str = "") -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    made = Table(title=title, title_justify="left")
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1, caption: str = ""
+) -> Table:
+    """A table whose first columns, `words` of them, are text and whose others are numbers."""
+    made = Table(
+        title=title, caption=caption, caption_justify="left", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        if number < words:
+            made.add_column(column, overflow="fold")
+        else:
+            made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
     return made
 
 
-def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A share as percent, with its interval if there is one."""
+def percent(value: float | None, low: float | None = None, high: float | None = None, sign: str = "") -> str:
+    """A share in per cent, with its interval if there is one."""
     if value is None:
         return "-"
-    return f"{value:.1%}" if low is None or high is None else f"{value:.1%} \\[{low:.1%}, {high:.1%}]"
-
-
-def axis_name(axis: str) -> str:
-    """What the rate of an axis is called."""
-    return "attack success" if axis == "safety" else "over-refusal"
+    text = f"{100 * value:{sign}.1f}"
+    return text if low is None or high is None else f"{text}{GAP}\\[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -71,15 +77,18 @@ def interval(low: float | None, high: float | None) -> str:
 
 def summary_tables(summary: Summary) -> list[Table]:
     """The tables of one measurement."""
-    safety = [
-        (
-            row.name,
-            axis_name(row.axis),
-            percent(row.rate, row.low, row.high),
-            *(str(count) for count in (row.n, row.refused, row.complied, row.degenerate, row.unscored)),
-        )
-        for row in summary.sets
-    ]
+
+    def rates(axis: str) -> list[tuple[str, ...]]:
+        return [
+            (
+                row.name,
+                percent(row.rate, row.low, row.high),
+                *(str(count) for count in (row.n, row.refused, row.complied, row.degenerate, row.unscored)),
+            )
+            for row in summary.sets
+            if row.axis == axis
+        ]
+
     utility = [
         (row.name, row.unit, f"{row.value:.4f}", interval(row.low, row.high), str(row.n)) for row in summary.utility
     ]
@@ -93,45 +102,48 @@ def summary_tables(summary: Summary) -> list[Table]:
         )
         for row in summary.agreement
     ]
-    verdicts = ("n", "refused", "complied", "degenerate", "unscored")
+    columns = ("set", "% [95 %]", "n", "refused", "complied", "degenerate", "unscored")
     return _filled(
-        table(f"Safety, judged by {summary.judge}", ("set", "rate of", "rate [95 %]", *verdicts), safety),
-        table("Utility", ("set", "unit", "value", "95 %", "n"), utility),
-        table("Agreement of judges", ("set", "judges", "agree", "kappa", "n"), agreement),
+        *(table(f"{title}, judged by {summary.judge}", columns, rates(axis)) for axis, title in AXES.items()),
+        table("Utility", ("set", "unit", "value", "95 %", "n"), utility, words=2),
+        table("Agreement of judges", ("set", "judges", "agree, %", "kappa", "n"), agreement, words=2),
     )
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """The tables of one paired comparison."""
-    safety = [
-        (
-            row.name,
-            axis_name(row.axis),
-            percent(row.before.rate, row.before.low, row.before.high),
-            percent(row.after.rate, row.after.low, row.after.high),
-            percent(row.difference, row.low, row.high),
-            f"{row.to_refused} / {row.to_complied}",
-            "-" if row.mcnemar_p is None else f"{row.mcnemar_p:.2g}",
-            percent(row.smallest_detectable_change),
-            str(row.n),
-        )
-        for row in comparison.sets
-    ]
+
+    def changes(axis: str) -> list[tuple[str, ...]]:
+        return [
+            (
+                row.name,
+                percent(row.before.rate, row.before.low, row.before.high),
+                percent(row.after.rate, row.after.low, row.after.high),
+                percent(row.difference, row.low, row.high, "+"),
+                f"{row.to_refused} / {row.to_complied}{GAP}"
+                + ("p -" if row.mcnemar_p is None else f"p {row.mcnemar_p:.1g}"),
+                f"{row.n}{GAP}({percent(row.smallest_detectable_change)})",
+            )
+            for row in comparison.sets
+            if row.axis == axis
+        ]
+
     utility = [
         (
             row.name,
             row.unit,
             f"{row.before:.4f}",
             f"{row.after:.4f}",
-            f"{row.difference:+.4f} {interval(row.low, row.high)}",
+            f"{row.difference:+.4f}{GAP}{interval(row.low, row.high)}",
             str(row.n),
         )
         for row in comparison.utility
     ]
-    rates = ("before", "after", "change", "to refused / to complied", "McNemar p", "detectable", "n")
+    caption = "Flips to refused / to complied, exact McNemar p; beside n the change seen with power 0.8, in points."
+    columns = ("set", "before, %", "after, %", "points", "flips", "n")
     return _filled(
-        table("Safety, paired", ("set", "rate of", *rates), safety),
-        table("Utility, paired", ("set", "unit", "before", "after", "change", "n"), utility),
+        *(table(f"{title}, paired", columns, changes(axis), caption=caption) for axis, title in AXES.items()),
+        table("Utility, paired", ("set", "unit", "before", "after", "change", "n"), utility, words=2),
     )
 
 

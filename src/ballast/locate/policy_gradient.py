@@ -31,7 +31,7 @@ def sampled_rows(
     Groups with fewer than two scored samples leave the mean over prompts; groups with equal verdicts contribute 0.
 
     Raises:
-        PromptError: No group has differing verdicts, so that the gradient would be exactly 0.
+        PromptError: No group has two scored samples, or none has differing verdicts, so that the gradient would be 0.
     """
     lm = task.lm
     judge = get_judge(judge_name)
@@ -47,6 +47,11 @@ def sampled_rows(
         ]
         groups.append((prompt.id, rendered, kept))
     usable = [group for group in groups if len(group[2]) >= 2]
+    if not usable:
+        raise PromptError(
+            f"The judge {judge_name} scored fewer than two answers to each of the {len(groups)} prompts; use more "
+            "samples or tokens per answer, another judge, or the estimator reference_answer."
+        )
     differing = [group for group in usable if len({reward for _, reward in group[2]}) > 1]
     if not differing:
         raise PromptError(
