@@ -1,12 +1,14 @@
 """What locating costs beside a plain forward and backward over the same batches: time, and peak memory.
 
 Times are taken in one process in which the two arms take turns, so that a busy machine is busy for both. Peak resident
-memory is taken in a process for each arm. Writes `results/locate_cost.json`.
+memory is taken in a process for each arm. Writes `results/NAME.json` with the variables that steer the allocator of
+glibc, if any: on a virtual machine with slow page faults what it hands back and asks for again decides the times.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -77,6 +79,7 @@ def peak(arm: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak-of", choices=ARMS, help="Print the peak bytes of one arm and write nothing.")
+    parser.add_argument("--name", default="locate_cost", help="Name of the result.")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -93,9 +96,16 @@ def main() -> None:
     ratios = {
         clock: [turn["locate"][clock] / turn["plain"][clock] for turn in turns] for clock in ("seconds", "processor")
     }
+    allocator = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
     write_result(
-        "locate_cost",
-        settings={"rows": ROWS, "batch": BATCH, "threads": arguments.threads, "repeats": arguments.repeats},
+        arguments.name,
+        settings={
+            "rows": ROWS,
+            "batch": BATCH,
+            "threads": arguments.threads,
+            "repeats": arguments.repeats,
+            "allocator": allocator,
+        },
         results={
             "turns": turns,
             "ratio_to_plain": {
