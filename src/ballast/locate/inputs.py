@@ -1,0 +1,105 @@
+"""What every projection reads: its inputs during a forward pass, also those of experts stored as one tensor.
+
+Projections with a module of their own are observed by a hook. Experts that share one tensor are called one by one for
+the time of the observation, with the arithmetic of the model's own one-by-one forward, since only so it is known which
+expert read which token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ballast.errors import ModelError
+from ballast.models import LanguageModel
+from ballast.models.parts import Part
+
+EXPERT_FACTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
+
+
+class Inputs(NamedTuple):
+    """What one weight matrix read in one pass.
+
+    Attributes:
+        part: The parameter.
+        expert: Which of the matrices of a stack of experts; None for a matrix of its own.
+        values: (N, in) in the model's dtype.
+        tokens: (N,) place of each row in the flattened (B * T,) batch; None if the rows are the batch in its order.
+    """
+
+    part: Part
+    expert: int | None
+    values: torch.Tensor
+    tokens: torch.Tensor | None
+
+
+@contextmanager
+def observed_inputs(lm: LanguageModel, see: Callable[[Inputs], None]) -> Iterator[None]:
+    """Call `see` with the inputs of every eligible weight matrix, for every forward pass inside the block.
+
+    Raises:
+        ModelError: The experts of the model are of a kind that this version cannot call one by one.
+    """
+    stacks: dict[str, dict[str, Part]] = defaultdict(dict)
+    with ExitStack() as undo:
+        for part in lm.parts.eligible():
+            owner, _, leaf = part.name.rpartition(".")
+            if part.expert_dim is not None:
+                stacks[owner][leaf] = part
+                continue
+            hook = lm.model.get_submodule(owner).register_forward_pre_hook(_seen(part, see))
+            undo.callback(hook.remove)
+        for owner, parts in stacks.items():
+            experts = lm.model.get_submodule(owner)
+            if not all(hasattr(experts, fact) for fact in EXPERT_FACTS):
+                raise ModelError(
+                    f"The experts in {owner} cannot be called one by one, so their inputs are not known; "
+                    "use a method that needs gradients only."
+                )
+            experts.forward = _one_by_one(experts, parts, see)
+            undo.callback(delattr, experts, "forward")
+        yield
+
+
+def _seen(part: Part, see: Callable[[Inputs], None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        values = arguments[0].detach()
+        see(Inputs(part, None, values.reshape(-1, values.shape[-1]), None))
+
+    return hook
+
+
+def _one_by_one(
+    experts: Any, parts: dict[str, Part], see: Callable[[Inputs], None]
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A forward of a stack of experts that shows what each of them reads."""
+    first = "gate_up_proj" if experts.has_gate else "up_proj"
+
+    def projected(name: str, expert: int, values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        if name in parts:
+            see(Inputs(parts[name], expert, values.detach(), tokens))
+        weight = getattr(experts, name)[expert]
+        bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
+        return nn.functional.linear(values, weight.T if experts.is_transposed else weight, bias)
+
+    def forward(hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+        result = torch.zeros_like(hidden_states)
+        for expert in top_k_index.unique().tolist():
+            if expert >= experts.num_experts:
+                continue  # a place that the router left empty
+            tokens, places = torch.where(top_k_index == expert)
+            inner = projected(first, expert, hidden_states[tokens], tokens)
+            inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+            outer = projected("down_proj", expert, inner, tokens)
+            if experts.has_post_expert_norm:
+                outer = experts.post_expert_norm(outer)
+            weighted = outer * top_k_weights[tokens, places, None]
+            result.index_add_(0, tokens, weighted.to(result.dtype))
+        return result
+
+    return forward

@@ -1,0 +1,125 @@
+"""Wanda: |weight| times the norm of what the weight reads while the model refuses (arXiv 2306.11695; 2402.05162)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from ballast.errors import UsageError
+from ballast.locate.engine import WeightedRow, eligible_parameters
+from ballast.locate.inputs import Inputs, observed_inputs
+from ballast.locate.references import refusal_rows
+from ballast.locate.registry import Found, Task, register
+from ballast.models import LanguageModel
+from ballast.models.parts import Part
+from ballast.progress import track
+from ballast.prompts.batches import TokenBatch, collate
+from ballast.prompts.refusals import REFUSALS
+
+
+@register("wanda")
+@dataclass(frozen=True)
+class Wanda:
+    """Settings of Wanda.
+
+    Attributes:
+        refusals: Wordings used for prompts that bring no response of their own.
+        positions: `response` reads where the input token is a response token; `predicting` where the next one is, as
+            the loss of SNIP does.
+        aggregation: `tokens` adds up all of these positions, so long responses weigh more; `samples` takes the mean
+            over the positions of a sample first.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str] = "Wei et al., ICML 2024, arXiv 2402.05162; score: Sun et al., arXiv 2306.11695"
+    fidelity: ClassVar[str] = (
+        "paper: |W[i,j]| * root of (1/n) sum of X[t,j]^2 over samples and response positions; deviations: sums in "
+        "fp32, end-of-turn token included in the response"
+    )
+    needs: ClassVar[str] = "harmful prompts with refusals"
+
+    refusals: tuple[str, ...] = REFUSALS[:1]
+    positions: Literal["response", "predicting"] = "response"
+    aggregation: Literal["tokens", "samples"] = "tokens"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        if self.positions not in ("response", "predicting"):
+            raise UsageError(f"There are no positions {self.positions!r}; use response or predicting.")
+        if self.aggregation not in ("tokens", "samples"):
+            raise UsageError(f"There is no aggregation {self.aggregation!r}; use tokens or samples.")
+
+    def score(self, task: Task) -> Found:
+        """Score every eligible weight; experts that no counted token reached score 0 and are named."""
+        rows = refusal_rows(task.lm, task.prompts, self.refusals)
+        squares = self._squares(task, rows)
+        scores = {}
+        for name, weight in eligible_parameters(task.lm).items():
+            norms = (squares[name] / len(rows)).sqrt()  # (in,) or (experts, in)
+            scores[name] = weight.detach().float().abs().mul_(_along_inputs(task.lm.parts.by_name(name), norms))
+        unread = [
+            f"{name}[{expert}]"
+            for name, sums in squares.items()
+            if sums.dim() == 2
+            for expert in (sums.amax(dim=1) == 0).nonzero().flatten().tolist()
+        ]
+        notes: dict[str, Any] = {"prompts_used": len(task.prompts), "rows": len(rows)}
+        return Found(scores, notes | ({"unread_experts": unread} if unread else {}))
+
+    def _squares(self, task: Task, rows: list[WeightedRow]) -> dict[str, torch.Tensor]:
+        """Sums of squared inputs at the counted positions, fp32 (in,) or (experts, in) by parameter name."""
+        squares = {
+            part.name: torch.zeros(_input_shape(part), device=task.lm.device) for part in task.lm.parts.eligible()
+        }
+        ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
+        batches = [ordered[start : start + task.batch_size] for start in range(0, len(ordered), task.batch_size)]
+        for group in track(batches, "Activations"):
+            batch = collate([row.rendered for row in group], task.lm.pad_id).to(task.lm.device)
+            weights = self._position_weights(batch).flatten()
+
+            def see(inputs: Inputs, weights: torch.Tensor = weights) -> None:
+                counted = weights if inputs.tokens is None else weights[inputs.tokens]
+                kept = counted.nonzero().squeeze(1)
+                total = counted[kept] @ inputs.values[kept].float().square()
+                where = squares[inputs.part.name]
+                (where if inputs.expert is None else where[inputs.expert]).add_(total)
+
+            with torch.no_grad(), observed_inputs(task.lm, see):
+                _forward(task.lm, batch)
+        return squares
+
+    def _position_weights(self, batch: TokenBatch) -> torch.Tensor:
+        """Weight of each position in the sums, fp32 (B, T)."""
+        mask = batch.response_mask.float()
+        if self.positions == "predicting":
+            mask = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+        if self.aggregation == "samples":
+            mask /= mask.sum(dim=1, keepdim=True)
+        return mask
+
+
+def _forward(lm: LanguageModel, batch: TokenBatch) -> None:
+    lm.model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        logits_to_keep=1,
+        use_cache=False,
+    )
+
+
+def _input_axis(part: Part) -> int:
+    """The axis of the stored weight that counts inputs; negative, so that it holds with and without experts."""
+    return -1 if part.orientation == "out_in" else -2
+
+
+def _input_shape(part: Part) -> tuple[int, ...]:
+    inputs = part.shape[_input_axis(part)]
+    return (inputs,) if part.expert_dim is None else (part.shape[part.expert_dim], inputs)
+
+
+def _along_inputs(part: Part, norms: torch.Tensor) -> torch.Tensor:
+    """Norms in a shape that multiplies the stored weight."""
+    return norms.unsqueeze(-2 if part.orientation == "out_in" else -1)
