@@ -7,7 +7,7 @@ from ballast.models import LanguageModel, open_model
 from ballast.patches import Patch
 from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
-from ballast.regions import Region, overlap
+from ballast.regions import Refinement, Region, overlap, refine
 from ballast.report import write_report
 from ballast.tune import HardenSettings, harden
 
@@ -20,6 +20,7 @@ __all__ = [
     "Patch",
     "Prompt",
     "PromptSet",
+    "Refinement",
     "Region",
     "Scores",
     "Summary",
@@ -31,5 +32,6 @@ __all__ = [
     "measure",
     "open_model",
     "overlap",
+    "refine",
     "write_report",
 ]

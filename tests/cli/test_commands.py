@@ -77,6 +77,23 @@ def test_locate_and_overlap(
     assert 0 < pair["chance"] < pair["size_cap"] <= 1
 
 
+def test_locate_leaves_out_what_utility_needs(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = make_prompts(tmp_path / "answers.jsonl", "say", 3, response="the kettle")
+    options = ("--prompts", prompts, "--method", "wanda", "--fraction", "0.1", "--utility", answers)
+    refined = value(capsys, "locate", checkpoint, *options, "--out", tmp_path / "a")
+    removed = refined["refinement"]["removed"]
+    assert 0 < removed == refined["eligible"] // 10 - refined["actual"]
+    assert "located weights are needed for utility" in printed(
+        capsys, "locate", checkpoint, *options, "--out", tmp_path / "a"
+    )
+    [pair] = value(capsys, "overlap", tmp_path / "a" / "region.safetensors", tmp_path / "a" / "utility-0.safetensors")
+    assert pair["intersection"] == 0
+    filled = value(capsys, "locate", checkpoint, *options, "--refill", "--out", tmp_path / "b")
+    assert (filled["actual"], filled["refinement"]["removed"]) == (refined["eligible"] // 10, removed)
+
+
 def test_patch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, changed = open_model(checkpoint), open_model(checkpoint)
     with torch.no_grad():

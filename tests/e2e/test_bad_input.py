@@ -102,6 +102,13 @@ def test_artefacts_of_another_model(checkpoint: Path, tmp_path: Path, capsys: py
     )
 
 
+def test_utility_without_answers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "asked.jsonl", "make", 2)
+    message = fails(capsys, "locate", checkpoint, "--utility", prompts, "--out", tmp_path / "region")
+    assert "has no response, but utility is read from answers; use a set with responses" in message
+    assert left_behind(tmp_path) == {"asked.jsonl"}
+
+
 def test_weights_that_are_not_numbers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sick = Path(shutil.copytree(checkpoint, tmp_path / "sick"))
     tensors = load_file(sick / "model.safetensors")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,11 +16,12 @@ from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.locate import METHODS, get_method
 from ballast.locate import locate as locate_scores
-from ballast.prompts import available_sets, load_prompts
-from ballast.regions import Region, exact_fraction
+from ballast.prompts import answered, available_sets, load_prompts
+from ballast.regions import Region, exact_fraction, refine
 from ballast.regions import overlap as overlap_regions
+from ballast.regions.refine import union_of
 from ballast.regions.selection import Scope
-from ballast.runs import RunDirectory
+from ballast.runs import RunDirectory, read_json, write_json
 
 
 def locate(
@@ -31,6 +33,13 @@ def locate(
     fraction: Annotated[float, typer.Option(help="Share of the eligible weights, in (0, 1].")] = 0.01,
     scope: Annotated[str, typer.Option(help="global, per_layer, per_tensor or per_row.")] = "global",
     layers: Annotated[str | None, typer.Option(help="Select from these layers only, such as 15-29.")] = None,
+    utility: Annotated[
+        list[str] | None, typer.Option(help="Harmless prompts with answers: leave out what these need; repeat.")
+    ] = None,
+    utility_fraction: Annotated[
+        float, typer.Option(help="Share of the eligible weights found per utility set.")
+    ] = 0.04,
+    refill: Annotated[bool, typer.Option(help="Replace what was left out by the next best.")] = False,
     limit: Limit = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Rows per backward pass.", min=1)] = 8,
@@ -43,9 +52,11 @@ def locate(
     """Find the weights that matter most for safety; writes region.safetensors."""
     chosen = get_method(method, **_settings(setting or []))
     exact_fraction(fraction)
+    exact_fraction(utility_fraction)
     ranked, within = _scope(scope), _layers(layers)
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
+    utility_sets = {name: answered(load_prompts(name, limit=limit, seed=seed)) for name in utility or []}
     settings = {
         "method": method,
         **dataclasses.asdict(chosen),
@@ -53,31 +64,57 @@ def locate(
         "scope": scope,
         "layers": layers,
         "seed": seed,
+        "batch_size": batch_size,
     }
-    run = RunDirectory.open(
-        out,
-        "locate",
-        {**settings, "batch_size": batch_size},
-        {"model": lm.identity(), "prompts": prompt_set.identity()},
+    if utility_sets:
+        settings |= {"utility_fraction": utility_fraction, "refill": refill}
+    inputs = {"model": lm.identity(), "prompts": prompt_set.identity()}
+    inputs |= {f"utility:{name}": found.identity() for name, found in utility_sets.items()}
+    run = RunDirectory.open(out, "locate", settings, inputs)
+    checkpoint = out / "gradients.safetensors"
+    scored = functools.partial(
+        locate_scores,
+        lm,
+        method=chosen,
+        seed=seed,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
     )
+    for number, found in enumerate(utility_sets.values()):
+        if not run.is_done(f"utility {number}"):
+            with run.step(f"utility {number}"):
+                region = scored(found).select(utility_fraction, scope=ranked, layers=within)
+                region.save(out / f"utility-{number}.safetensors")
+                checkpoint.unlink(missing_ok=True)
     if not run.is_done("locate"):
         with run.step("locate"):
-            checkpoint = out / "gradients.safetensors"
-            scores = locate_scores(
-                lm,
-                prompt_set,
-                chosen,
-                seed=seed,
-                batch_size=batch_size,
-                checkpoint=checkpoint,
-                checkpoint_seconds=checkpoint_seconds,
-            )
-            pipeline.save_region(scores.select(fraction, scope=ranked, layers=within), out)
+            scores = scored(prompt_set)
+            region = scores.select(fraction, scope=ranked, layers=within)
+            if utility_sets:
+                useful = [Region.load(out / f"utility-{number}.safetensors") for number in range(len(utility_sets))]
+                region.save(out / "located.safetensors")
+                refined = refine(region, useful)
+                write_json(out / "refinement.json", refined.summary())
+                region = refined.region
+                if refill:
+                    region = scores.select(fraction, scope=ranked, layers=within, outside=union_of(useful))
+            pipeline.save_region(region, out)
             checkpoint.unlink(missing_ok=True)
         run.finish()
     summary = Region.load(out / "region.safetensors").summary()
     text = f"{summary['actual']:,} of {summary['eligible']:,} weights selected; written to {out / 'region.safetensors'}"
+    if utility_sets:
+        summary["refinement"] = read_json(out / "refinement.json")
+        text = _removed(summary["refinement"]) + text
     show(summary, (), text)
+
+
+def _removed(refinement: dict[str, Any]) -> str:
+    return (
+        f"{refinement['removed']:,} of {refinement['located']:,} located weights are needed for utility "
+        f"({refinement['share']:.1%}; {refinement['chance']:.1%} expected by chance)\n"
+    )
 
 
 def methods() -> None:

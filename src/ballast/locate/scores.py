@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import torch
 
+from ballast.errors import UsageError
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import tensor_fingerprint
 from ballast.prompts import PromptSet
@@ -22,6 +23,7 @@ from ballast.regions import (
     Skipped,
     select_top,
 )
+from ballast.regions.refine import Outside
 from ballast.regions.selection import Scope
 from ballast.regions.threshold import Direction
 
@@ -55,6 +57,7 @@ class Scores:
         scope: Scope = "global",
         direction: Direction = "top",
         layers: Collection[int] | None = None,
+        outside: Region | None = None,
     ) -> Region:
         """Cut a region: the weights with the largest scores, exactly.
 
@@ -64,13 +67,18 @@ class Scores:
             direction: `top`, or `bottom` for the control with the smallest scores.
             layers: Decoder blocks to select from, such as `range(15, 30)`; None for all. With scope `global` the number
                 of weights stays the fraction of all eligible weights.
+            outside: Weights that are not selected, such as those found for utility; the next best take their places.
 
         Raises:
-            UsageError: The fraction is outside of (0, 1], scope or direction is unknown, or there is no such layer.
+            UsageError: The fraction is outside of (0, 1], scope or direction is unknown, there is no such layer, or
+                `outside` is given with direction `bottom`.
             RegionError: Nothing would be selected, or too few scores are above zero.
             NumericalError: A score is not finite.
         """
-        found = select_top(self.values, fraction, scope=scope, parts=self.lm.parts, direction=direction, layers=layers)
+        if outside is not None and direction == "bottom":
+            raise UsageError("The lowest scores outside of a region cannot be selected; use direction top.")
+        values = self.values if outside is None else Outside(self.values, outside)
+        found = select_top(values, fraction, scope=scope, parts=self.lm.parts, direction=direction, layers=layers)
         parameters = dict(self.lm.model.named_parameters())
         coverage = self.lm.parts.coverage()
         metadata = RegionMetadata(
@@ -101,5 +109,6 @@ class Scores:
                 ),
             ),
             seed=self.seed,
+            parents=() if outside is None else (outside.region_id,),
         )
         return Region(found.indices, metadata)

@@ -65,6 +65,21 @@ def as_prompt_sets(given: PromptSets) -> list[PromptSet]:
     return [as_prompt_set(one) for one in given]
 
 
+def answered(prompts: PromptSet) -> PromptSet:
+    """The set itself, if every prompt brings a response.
+
+    Raises:
+        PromptError: One does not; the message names it.
+    """
+    for prompt in prompts:
+        if not prompt.response:
+            raise PromptError(
+                f"{prompt.id} of {prompts.name} has no response, but utility is read from answers; use a set with "
+                "responses, such as builtin/answers."
+            )
+    return prompts
+
+
 def available_sets() -> dict[str, Path]:
     """Every named set in the folder of `BALLAST_DATA` and its file; empty if the variable is not set.
 

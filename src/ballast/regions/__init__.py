@@ -2,6 +2,7 @@
 
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import PairOverlap, overlap
+from ballast.regions.refine import Refinement, refine
 from ballast.regions.region import Region
 from ballast.regions.selection import Selection, SelectionRecord, exact_fraction, select_top
 from ballast.regions.threshold import Threshold, exact_threshold
@@ -11,6 +12,7 @@ __all__ = [
     "ModelIdentity",
     "PairOverlap",
     "PromptSource",
+    "Refinement",
     "Region",
     "RegionMetadata",
     "Scored",
@@ -21,5 +23,6 @@ __all__ = [
     "exact_fraction",
     "exact_threshold",
     "overlap",
+    "refine",
     "select_top",
 ]

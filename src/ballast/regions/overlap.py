@@ -53,15 +53,8 @@ def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
     """
     if len(regions) < 2:
         raise UsageError("An overlap needs at least two regions; give another one.")
-    counts = [_flat_counts(region) for region in regions]
-    sizes = np.array(
-        [
-            tensor.numel // tensor.matrices
-            for _, tensor in sorted(regions[0].layout.items())
-            for _ in range(tensor.matrices)
-        ],
-        np.int64,
-    )
+    counts = [flat_counts(region) for region in regions]
+    sizes = matrix_sizes(regions[0])
     rows = []
     for first, second in itertools.combinations(range(len(regions)), 2):
         intersection = regions[first].intersection_size(regions[second])
@@ -119,6 +112,18 @@ def intersection_moments(first: Counts, second: Counts, sizes: Counts) -> tuple[
     return float((a * b / n).sum()), float(variance.sum())
 
 
-def _flat_counts(region: Region) -> Counts:
+def flat_counts(region: Region) -> Counts:
     """Selected weights per weight matrix, in code-point order of the parameters, (matrices,)."""
     return np.concatenate([counts for _, counts in sorted(region.matrix_counts().items())])
+
+
+def matrix_sizes(region: Region) -> Counts:
+    """Weights there are per weight matrix of the layout, in the same order, (matrices,)."""
+    return np.array(
+        [
+            tensor.numel // tensor.matrices
+            for _, tensor in sorted(region.layout.items())
+            for _ in range(tensor.matrices)
+        ],
+        np.int64,
+    )
