@@ -47,7 +47,7 @@ def drawn() -> go.Figure:
                 line={"color": COLOURS[number % len(COLOURS)], "dash": "solid" if "esi" in path.stem else "dot"},
             )
             figure.add_trace(trace, row=1, col=column)
-            figure.update_xaxes(title=f"over-refusal, {harmless} (%)", range=[0, 42], row=1, col=column)
+            figure.update_xaxes(title=f"over-refusal, {harmless} (%)", range=[0, 50], row=1, col=column)
             figure.update_yaxes(title=f"attack success, {harmful} (%)", range=[0, 102], row=1, col=column)
     legend = {"orientation": "h", "y": -0.16}
     figure.update_layout(

@@ -13,7 +13,7 @@ import torch
 from ballast.errors import UsageError
 from ballast.judges import JUDGES
 from ballast.locate import METHODS, Method, Scores, get_method, locate
-from ballast.locate.controls import Gradient
+from ballast.locate.controls import Gradient, GradientTimesWeight
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.snip import Snip
 from ballast.models import LanguageModel
@@ -152,6 +152,17 @@ class TestByHand:
         mean = plain_gradients(lm, lambda: torch.stack([mean_log_probability(lm, *row) for row in self.ROWS]).mean())
         expected = {key: value.abs() for key, value in mean.items()}
         assert_close(locate(lm, PROMPTS, Gradient((self.REFUSAL,))).values, expected)
+        weights = dict(lm.model.named_parameters())
+        products = {key: value * weights[key].detach().abs() for key, value in expected.items()}
+        assert_close(locate(lm, PROMPTS, GradientTimesWeight((self.REFUSAL,))).values, products)
+
+    def test_sigma(self) -> None:
+        lm = tiny_lm("mixtral")
+        for name, value in locate(lm, PROMPTS, "sigma").values.items():
+            weight = lm.model.get_parameter(name).detach()
+            halves = weight.chunk(2, dim=1) if name.endswith("gate_up_proj") else [weight]  # per expert, gate, up
+            spread = [half.std(dim=(-2, -1), keepdim=True).expand_as(half) for half in halves]
+            torch.testing.assert_close(value, torch.cat(spread, dim=-2))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_magnitude(self, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ import torch
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
+from ballast.locate.sigma import scale_by_sigma
 from ballast.models.fingerprint import seed_of
 from ballast.prompts.refusals import REFUSALS
 
@@ -32,11 +33,50 @@ class Gradient:
 
     def score(self, task: Task) -> Found:
         """Score every eligible weight by the absolute mean gradient."""
-        rows = refusal_rows(task.lm, task.prompts, self.refusals)
-        scores = task.gradients(rows, fold="sum")
-        for value in scores.values():
-            value.abs_()
-        return Found(scores, {"prompts_used": len(task.prompts), "rows": len(rows)})
+        return _signed_sums(task, self.refusals)
+
+
+@register("gradient_times_weight")
+@dataclass(frozen=True)
+class GradientTimesWeight:
+    """|W * dS/dW|: to first order how much S changes when the weight is zeroed; SNIP with absolute values at the end.
+
+    Attributes:
+        refusals: Wordings used for prompts that bring no response of their own.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str] = "control"
+    fidelity: ClassVar[str] = "ours: same rows and sums as ESI's likelihood estimator"
+    needs: ClassVar[str] = "harmful prompts"
+
+    refusals: tuple[str, ...] = REFUSALS
+
+    def score(self, task: Task) -> Found:
+        """Score every eligible weight by the absolute product of the weight and its mean gradient."""
+        found = _signed_sums(task, self.refusals)
+        for name, value in eligible_parameters(task.lm).items():
+            found.scores[name].mul_(value.detach().abs())
+        return found
+
+
+@register("sigma")
+@dataclass(frozen=True)
+class Sigma:
+    """The standard deviation of the weight's matrix: ESI without the gradient, equal for all weights of a matrix."""
+
+    name: ClassVar[str]
+    reference: ClassVar[str] = "control"
+    fidelity: ClassVar[str] = "ours: the sigma of ESI; a share of all weights takes whole matrices, ties by name"
+    needs: ClassVar[str] = "nothing"
+
+    def score(self, task: Task) -> Found:
+        """Score every eligible weight by the standard deviation of its matrix, per expert."""
+        scores = {}
+        for name, value in eligible_parameters(task.lm).items():
+            scores[name] = torch.ones(value.shape, device=value.device)
+            scale_by_sigma(task.lm.parts.by_name(name), value, scores[name])
+        return Found(scores)
 
 
 @register("magnitude")
@@ -71,3 +111,12 @@ class Random:
             generator = torch.Generator().manual_seed(seed_of(task.seed, name))
             scores[name] = 1 - torch.rand(value.shape, generator=generator)  # in (0, 1]: a score of 0 is never selected
         return Found(scores)
+
+
+def _signed_sums(task: Task, refusals: tuple[str, ...]) -> Found:
+    """Absolute values of the mean gradient of refusals' likelihood."""
+    rows = refusal_rows(task.lm, task.prompts, refusals)
+    scores = task.gradients(rows, fold="sum")
+    for value in scores.values():
+        value.abs_()
+    return Found(scores, {"prompts_used": len(task.prompts), "rows": len(rows)})
