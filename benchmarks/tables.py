@@ -15,17 +15,23 @@ def percent(row: dict[str, Any]) -> str:
     return f"{100 * row['rate']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def main_job(name: str) -> list[str]:
-    """Rates and utility before and after."""
-    results = read_json(FOLDER / f"{name}.json")["results"]
+def rates(sets: list[dict[str, Any]]) -> list[str]:
+    """Rates of every set before and after."""
     lines = [
         "| set | rate of | n | before, % | after, % | change, points [95 %] | McNemar p |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in results["sets"]:
+    for row in sets:
         change = f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         cells = (row["name"], AXES[row["axis"]], row["n"], percent(row["before"]), percent(row["after"]), change)
         lines.append(f"| {' | '.join(map(str, cells))} | {row['mcnemar_p']:.1g} |")
+    return lines
+
+
+def main_job(name: str) -> list[str]:
+    """Rates and utility before and after."""
+    results = read_json(FOLDER / f"{name}.json")["results"]
+    lines = rates(results["sets"])
     lines += ["", "| utility | unit | n | before | after | change [95 %] |", "|---|---|---|---|---|---|"]
     for row in results["utility"]:
         change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
@@ -67,6 +73,8 @@ def main() -> None:
     for name in ("main_job", "main_job_builtin"):
         if (FOLDER / f"{name}.json").exists():
             print(f"## {name}", "", *main_job(name), "", sep="\n")
+    if (FOLDER / "fresh_sets.json").exists():
+        print("## fresh_sets", "", *rates(read_json(FOLDER / "fresh_sets.json")["results"]["sets"]), "", sep="\n")
     if (FOLDER / "harden").exists():
         print("## harden_curve", "", *curve(), sep="\n")
 

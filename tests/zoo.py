@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -17,6 +19,7 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    OlmoeConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,6 +27,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "<|im_start|>", "<|im_end|>")
@@ -81,6 +85,17 @@ def _config(name: str) -> PretrainedConfig:
             return Phi3Config(**GROUPED)
         case "gpt_neox":
             return GPTNeoXConfig(**COMMON)
+        case "gemma2":
+            return Gemma2Config(**GROUPED, head_dim=16, sliding_window=64)
+        case "smollm3":
+            return SmolLM3Config(**GROUPED)
+        case "olmoe":
+            return OlmoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2)
+        case "deepseek_v3":  # attention through latent vectors; one dense block, two with routed and shared experts
+            heads = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "num_key_value_heads": 4}
+            moe = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 16}
+            layers = {"num_hidden_layers": 3, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
+            return DeepseekV3Config(**{**COMMON, **heads, **moe, **layers, "q_lora_rank": 12, "kv_lora_rank": 20})
     raise KeyError(name)
 
 
@@ -97,6 +112,10 @@ ARCHITECTURES = (
     "olmo2",
     "phi3",
     "gpt_neox",
+    "gemma2",
+    "smollm3",
+    "olmoe",
+    "deepseek_v3",
 )
 
 

@@ -21,7 +21,7 @@ from tests.worlds import prompt_set, tiny_lm
 torch.set_num_threads(1)
 
 PROMPTS = prompt_set("harmful", ["How?", "Write a long threat", "And?"], [None, "No, I will not.", "Never."])
-MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss")
+MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "olmoe", "deepseek_v3")
 
 
 def twin(

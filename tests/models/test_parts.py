@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ballast.models.parts import Part, part_map
-from tests.models.world import ATTENTION, EXPERTS, GATED, both
+from tests.models.world import ATTENTION, EXPERTS, GATED, LATENT, both
 from tests.zoo import ARCHITECTURES, HIDDEN, tiny, tiny_on_meta
 
 # Counted by hand from the definition of each architecture.
@@ -40,6 +40,17 @@ EXPECTED: dict[str, dict[str, int]] = {
     "olmo2": {**both(*ATTENTION, *GATED), "norm": 9, "embedding": 1, "lm_head": 1},
     "phi3": {**both("qkv", "output", "gate_up", "down"), "norm": 5, "embedding": 1, "lm_head": 1},
     "gpt_neox": {**both("qkv", "output", "up", "down"), "bias": 8, "norm": 10, "embedding": 1, "lm_head": 1},
+    "gemma2": {**both(*ATTENTION, *GATED), "norm": 9, "embedding": 1},
+    "smollm3": {**both(*ATTENTION, *GATED), "norm": 5, "embedding": 1},
+    "olmoe": {**both(*ATTENTION, *EXPERTS, "router"), "norm": 9, "embedding": 1, "lm_head": 1},
+    "deepseek_v3": {
+        **dict.fromkeys((*LATENT, "output"), 3),
+        **dict.fromkeys(GATED, 1),
+        **both(*EXPERTS, *(f"shared_experts.{role}" for role in GATED), "router"),
+        "norm": 13,
+        "embedding": 1,
+        "lm_head": 1,
+    },
 }
 
 
@@ -63,7 +74,12 @@ def test_every_parameter_has_one_part_of_the_expected_role(name: str) -> None:
         assert part.shape == tuple(parameter.shape)
         assert parts.by_name(part.name) is part
         assert part.eligible == (part.reason == "")
-        in_block = part.role.removeprefix("experts.") in ("qkv", "gate_up", *ATTENTION, *GATED)
+        in_block = part.role.removeprefix("shared_").removeprefix("experts.") in (
+            *("qkv", "gate_up"),
+            *ATTENTION,
+            *LATENT,
+            *GATED,
+        )
         assert part.eligible == in_block
         assert (part.layer is not None) == (part.role not in ("embedding", "position_embedding", "lm_head")) or (
             part.role == "norm" and part.layer is None

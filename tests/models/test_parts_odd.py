@@ -95,7 +95,8 @@ def test_shared_experts_and_their_gate() -> None:
     assert counts["unknown"] == 0
 
 
-def test_latent_attention_is_listed_as_unknown_beside_three_shared_experts_stored_as_one() -> None:
+@pytest.mark.parametrize("rank", [16, None])
+def test_latent_attention_with_and_without_a_latent_query_and_three_shared_experts(rank: int | None) -> None:
     settings = two_layers(
         num_key_value_heads=4,
         n_routed_experts=4,
@@ -104,7 +105,7 @@ def test_latent_attention_is_listed_as_unknown_beside_three_shared_experts_store
         topk_group=1,
         num_experts_per_tok=2,
         moe_intermediate_size=24,
-        q_lora_rank=16,
+        q_lora_rank=rank,
         kv_lora_rank=16,
         qk_rope_head_dim=8,
         qk_nope_head_dim=8,
@@ -113,8 +114,11 @@ def test_latent_attention_is_listed_as_unknown_beside_three_shared_experts_store
     )
     with torch.device("meta"):
         parts = part_map(AutoModelForCausalLM.from_config(DeepseekV3Config(**settings)))
-    unknown = [part for part in parts if part.role == "unknown"]
-    assert {part.name.split(".")[-2] for part in unknown} == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
+    queries = {"q_a_proj": "query_down", "q_b_proj": "query_up"} if rank else {"q_proj": "query"}
+    found = {part.name.split(".")[-2]: part.role for part in parts if part.layer == 1 and "_proj" in part.name}
+    expected = {**queries, "kv_a_proj_with_mqa": "key_value_down", "kv_b_proj": "key_value_up", "o_proj": "output"}
+    assert {name: found[name] for name in expected} == expected
+    assert not any(part.role == "unknown" for part in parts)
     assert parts.by_name("model.layers.1.mlp.shared_experts.up_proj.weight").eligible
 
 

@@ -6,6 +6,7 @@ from tests.zoo import GROUPED
 
 ATTENTION = ("query", "key", "value", "output")
 GATED = ("gate", "up", "down")
+LATENT = ("query_down", "query_up", "key_value_down", "key_value_up")
 EXPERTS = ("experts.gate_up", "experts.down")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,11 @@ ATTENTION_NAMES = {
     **dict.fromkeys(("v_proj", "value"), "value"),
     **dict.fromkeys(("o_proj", "out_proj", "dense", "c_proj"), "output"),
     **dict.fromkeys(("qkv_proj", "query_key_value", "c_attn"), "qkv"),
+    # attention through a latent vector: hidden state to latent and latent to heads
+    "q_a_proj": "query_down",
+    "q_b_proj": "query_up",
+    "kv_a_proj_with_mqa": "key_value_down",
+    "kv_b_proj": "key_value_up",
 }
 FEED_FORWARD_NAMES = {
     **dict.fromkeys(("gate_proj", "w1"), "gate"),
@@ -66,6 +72,8 @@ class Sizes:
         hidden: Width of the residual stream.
         queries: Query heads times head dimension.
         keys: Key (= value) heads times head dimension.
+        values: What the output projection reads: query heads times head dimension of the values.
+        latents: Shapes (out, in) of the projections to and from latent vectors, by role; empty without them.
         inner: Every width of a feed-forward layer that the config names.
         experts: Routed experts per layer.
     """
@@ -73,6 +81,8 @@ class Sizes:
     hidden: int
     queries: int
     keys: int
+    values: int
+    latents: Mapping[str, tuple[int, int]]
     inner: frozenset[int]
     experts: int
 
@@ -82,6 +92,18 @@ class Sizes:
         hidden = _integer(config, "hidden_size")
         heads = _integer(config, "num_attention_heads")
         head_dimension = _integer(config, "head_dim") or (hidden // heads if heads else 0)
+        rotated, plain = _integer(config, "qk_rope_head_dim"), _integer(config, "qk_nope_head_dim")
+        values, rank = _integer(config, "v_head_dim"), _integer(config, "kv_lora_rank")
+        latents = {}
+        if rank:
+            head_dimension = rotated + plain
+            query_rank = _integer(config, "q_lora_rank")
+            latents = {
+                "query_down": (query_rank, hidden),
+                "query_up": (heads * head_dimension, query_rank),
+                "key_value_down": (rank + rotated, hidden),
+                "key_value_up": (heads * (plain + values), rank),
+            }
         inner: set[int] = set()
         for name, value in config.to_dict().items():
             if "intermediate_size" in name or name in INNER_WIDTH_SETTINGS:
@@ -90,6 +112,8 @@ class Sizes:
             hidden=hidden,
             queries=heads * head_dimension,
             keys=(_integer(config, "num_key_value_heads") or heads) * head_dimension,
+            values=heads * (values if rank else head_dimension),
+            latents=latents,
             inner=frozenset(inner or {4 * hidden}),  # four is the convention of configs that leave the width out
             experts=_integer(config, *EXPERT_COUNT_SETTINGS),
         )
@@ -112,7 +136,7 @@ class Sizes:
             "query": (self.queries, self.hidden),
             "key": (self.keys, self.hidden),
             "value": (self.keys, self.hidden),
-            "output": (self.hidden, self.queries),
+            "output": (self.hidden, self.values),
             "qkv": (self.queries + 2 * self.keys, self.hidden),
             "gate": (width, self.hidden),
             "up": (width, self.hidden),
@@ -121,7 +145,7 @@ class Sizes:
         }
         if kind == "router":  # one row per expert; a single row decides how much the shared expert counts
             return in_features == self.hidden and out_features in (1, self.experts)
-        return expected[kind] == (out_features, in_features)
+        return {**expected, **self.latents}.get(kind) == (out_features, in_features)
 
 
 def _integer(config: PretrainedConfig, *names: str) -> int:
