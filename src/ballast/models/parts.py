@@ -38,9 +38,9 @@ class Part:
         name: As in `model.named_parameters()`.
         layer: Index of its decoder block; None outside of the blocks.
         role: `query`, `key`, `value`, `output`, `qkv`; to and from latent vectors `query_down`, `query_up`,
-            `key_value_down`, `key_value_up`; `gate`, `up`, `down`, `gate_up`, the last four also with the prefix `experts.` or
-            `shared_experts.`; `router`, `embedding`, `position_embedding`, `lm_head`, `norm`
-            (weight and bias), `bias`, `attention_sink` or `unknown`.
+            `key_value_down`, `key_value_up`; `gate`, `up`, `down`, `gate_up`, these four also with the prefix
+            `experts.` or `shared_experts.`; `router`, `embedding`, `position_embedding`, `lm_head`, `norm` (weight and
+            bias), `bias`, `attention_sink` or `unknown`.
         shape: As stored.
         orientation: Order of the last two axes: `out_in` (rows are output neurons), `in_out` (columns are), or `none`.
         expert_dim: The axis that counts experts, for experts stored as one tensor.
