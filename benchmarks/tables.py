@@ -73,8 +73,9 @@ def main() -> None:
     for name in ("main_job", "main_job_builtin"):
         if (FOLDER / f"{name}.json").exists():
             print(f"## {name}", "", *main_job(name), "", sep="\n")
-    if (FOLDER / "fresh_sets.json").exists():
-        print("## fresh_sets", "", *rates(read_json(FOLDER / "fresh_sets.json")["results"]["sets"]), "", sep="\n")
+    for name in ("fresh_sets", "fresh_sets_builtin"):
+        if (FOLDER / f"{name}.json").exists():
+            print(f"## {name}", "", *rates(read_json(FOLDER / f"{name}.json")["results"]["sets"]), "", sep="\n")
     if (FOLDER / "harden").exists():
         print("## harden_curve", "", *curve(), sep="\n")
 
