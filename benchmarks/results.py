@@ -16,10 +16,15 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def commit() -> str:
-    """The commit of the working tree, marked if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    described = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "not committed"
+    """The commit of the working tree, marked if files other than results differ from it."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True, check=False)
+        return run.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+    found = git("describe", "--always", "--abbrev=12")
+    return f"{found}-dirty" if found and changed else found or "not committed"
 
 
 def write_result(name: str, *, settings: dict[str, Any], results: Any) -> None:
