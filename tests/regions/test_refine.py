@@ -9,6 +9,7 @@ import torch
 from ballast.errors import RegionError, UsageError
 from ballast.locate import locate
 from ballast.regions import overlap, refine
+from ballast.regions.selection import Scope
 from tests.regions.worlds import places, region
 from tests.worlds import prompt_set, tiny_lm
 
@@ -60,17 +61,17 @@ def test_nothing_left_and_no_utility_are_refused() -> None:
 
 
 @pytest.mark.parametrize("scope", ["global", "per_tensor", "per_row"])
-def test_the_next_best_take_the_places_of_what_is_left_out(scope: str) -> None:
+def test_the_next_best_take_the_places_of_what_is_left_out(scope: Scope) -> None:
     lm = tiny_lm("llama")
     scores = locate(lm, prompt_set("p", ["Why?"]), "wanda")
-    useful = locate(lm, prompt_set("u", ["Sums"], ["4"]), "wanda").select(0.1, scope=scope)  # type: ignore[arg-type]
-    located = scores.select(0.1, scope=scope)  # type: ignore[arg-type]
-    refilled = scores.select(0.1, scope=scope, outside=useful)  # type: ignore[arg-type]
+    useful = locate(lm, prompt_set("u", ["Sums"], ["4"]), "wanda").select(0.1, scope=scope)
+    located = scores.select(0.1, scope=scope)
+    refilled = scores.select(0.1, scope=scope, outside=useful)
     assert len(refilled) == len(located)
     assert refilled.intersection_size(useful) == 0
     left = refine(located, [useful]).region
     assert refilled.intersection_size(left) == len(left)
     assert refilled.metadata.parents == (useful.region_id,)
-    assert places(scores.select(0.1, scope=scope)) == places(located)  # type: ignore[arg-type]  # the scores are as before
+    assert places(scores.select(0.1, scope=scope)) == places(located)  # the scores are as before
     with pytest.raises(UsageError, match="use direction top"):
         scores.select(0.1, direction="bottom", outside=useful)
