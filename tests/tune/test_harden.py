@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ballast.errors import NumericalError, PromptError, RegionError, RunError, UsageError
+from ballast.errors import NumericalError, PromptError, RegionError, RunError
 from ballast.judges import JUDGES, Judge
 from ballast.locate import locate
 from ballast.models import LanguageModel
@@ -292,21 +292,3 @@ class TestRefused:
         with pytest.raises(NumericalError, match="not finite"):
             run(lm, tmp_path, learning_rate=1e30, clip=1e30)
         assert fingerprints(lm.model) == before
-
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("steps", 0),
-            ("learning_rate", 0.0),
-            ("clip", float("nan")),
-            ("help_weight", -1.0),
-            ("warmup", 1.0),
-            ("check_every", 0),
-            ("answers_per_step", -1),
-            ("refusals_per_step", 0),
-            ("max_over_refusal_rise", -0.1),
-        ],
-    )
-    def test_settings_that_cannot_work(self, name: str, value: float) -> None:
-        with pytest.raises(UsageError, match=f"The setting {name} is {value}; it"):
-            dataclasses.replace(SETTINGS, **{name: value})

@@ -33,28 +33,21 @@ class Gradient:
 
     def score(self, task: Task) -> Found:
         """Score every eligible weight by the absolute mean gradient."""
-        return _signed_sums(task, self.refusals)
+        rows = refusal_rows(task.lm, task.prompts, self.refusals)
+        scores = task.gradients(rows, fold="sum")
+        for value in scores.values():
+            value.abs_()
+        return Found(scores, {"prompts_used": len(task.prompts), "rows": len(rows)})
 
 
 @register("gradient_times_weight")
 @dataclass(frozen=True)
-class GradientTimesWeight:
-    """|W * dS/dW|: to first order how much S changes when the weight is zeroed; SNIP with absolute values at the end.
-
-    Attributes:
-        refusals: Wordings used for prompts that bring no response of their own.
-    """
-
-    name: ClassVar[str]
-    reference: ClassVar[str] = "control"
-    fidelity: ClassVar[str] = "ours: same rows and sums as ESI's likelihood estimator"
-    needs: ClassVar[str] = "harmful prompts"
-
-    refusals: tuple[str, ...] = REFUSALS
+class GradientTimesWeight(Gradient):
+    """|W * dS/dW|: to first order how much S changes without the weight; SNIP with the absolute value at the end."""
 
     def score(self, task: Task) -> Found:
         """Score every eligible weight by the absolute product of the weight and its mean gradient."""
-        found = _signed_sums(task, self.refusals)
+        found = super().score(task)
         for name, value in eligible_parameters(task.lm).items():
             found.scores[name].mul_(value.detach().abs())
         return found
@@ -111,12 +104,3 @@ class Random:
             generator = torch.Generator().manual_seed(seed_of(task.seed, name))
             scores[name] = 1 - torch.rand(value.shape, generator=generator)  # in (0, 1]: a score of 0 is never selected
         return Found(scores)
-
-
-def _signed_sums(task: Task, refusals: tuple[str, ...]) -> Found:
-    """Absolute values of the mean gradient of refusals' likelihood."""
-    rows = refusal_rows(task.lm, task.prompts, refusals)
-    scores = task.gradients(rows, fold="sum")
-    for value in scores.values():
-        value.abs_()
-    return Found(scores, {"prompts_used": len(task.prompts), "rows": len(rows)})
