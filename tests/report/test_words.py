@@ -45,6 +45,17 @@ def test_a_change_is_named_only_when_its_interval_excludes_zero(tmp_path: Path) 
     )
 
 
+def test_more_degenerate_answers_are_named_beside_the_rate(tmp_path: Path) -> None:
+    worse = row(-0.2, -0.3, -0.1)
+    worse["after"] = {**worse["after"], "degenerate": 7}
+    [finding] = compared(tmp_path, [worse])
+    named = " (7 answers are now degenerate, 0 were before)."
+    assert plain(finding.sentence).endswith(f"of 50{named}")
+    assert plain(words.opening(gather(tmp_path))[1]).endswith(f"of 50{named}")
+    worse["before"] = {**worse["before"], "degenerate": 7}
+    assert "degenerate" not in compared(tmp_path, [worse])[0].sentence
+
+
 def test_a_headline_counts_all_sets(tmp_path: Path) -> None:
     compared(tmp_path, [row(-0.2, -0.3, -0.1), row(0.2, 0.1, 0.3), row(-0.1, -0.3, 0.1)])
     headline = words.opening(gather(tmp_path))[1]

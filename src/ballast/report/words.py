@@ -79,7 +79,7 @@ def _headline(artefacts: Artefacts, axis: Axis) -> str:
     if not rows:
         return ""
     first = f"On {rows[0].name}, {RATE_NAME[axis]} {_verb(rows[0])} {formats.rate(rows[0].before)} to "
-    first += formats.rate(rows[0].after, rows[0].n)
+    first += formats.rate(rows[0].after, rows[0].n) + _degenerate(rows[0])
     if len(rows) == 1:
         return first + "."
     counts = Counter(_direction(row) for row in rows)
@@ -160,8 +160,14 @@ def _change(row: SetChange) -> str:
     if _direction(row) == "unclear":
         least = row.smallest_detectable_change
         limit = "" if least is None else f"; a change below about {formats.decimal(least * 100)} points would go unseen"
-        return f"{rate} was {before} and is {after}: no clear change{limit}."
-    return f"{rate} {_verb(row)} {before} to {after}."
+        return f"{rate} was {before} and is {after}: no clear change{limit}{_degenerate(row)}."
+    return f"{rate} {_verb(row)} {before} to {after}{_degenerate(row)}."
+
+
+def _degenerate(row: SetChange) -> str:
+    """Answers that are neither refused nor complied lower every rate, so more of them are named beside it."""
+    before, after = row.before.degenerate, row.after.degenerate
+    return f" ({after} answers are now degenerate, {before} were before)" if after > before else ""
 
 
 def _rate(row: SafetyResult) -> str:
