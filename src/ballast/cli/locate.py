@@ -60,7 +60,7 @@ def locate(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
-    list_methods: Annotated[  # noqa: ARG001  acted on by its callback
+    list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods and exit.", is_eager=True, callback=_listed)
     ] = False,
 ) -> None:
