@@ -47,7 +47,7 @@ class HardenSettings:
     answer_tokens: int = 4
     weight_decay: float = 0.0
     clip: float = 1.0
-    check_every: int = 10
+    check_every: int = 5
     check_tokens: int = 16
     judge: str = "keyword"
     max_over_refusal_rise: float = 0.05
