@@ -23,7 +23,7 @@ from ballast.locate.engine import WeightedRow
 from ballast.locate.policy_gradient import sampled_rows
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
-from ballast.locate.sigma import scale_by_sigma
+from ballast.models.sigma import scale_by_sigma
 from ballast.prompts import load_prompts
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity
