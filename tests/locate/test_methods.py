@@ -12,7 +12,7 @@ import torch
 
 from ballast.errors import UsageError
 from ballast.judges import JUDGES
-from ballast.locate import METHODS, Method, Scores, get_method, locate
+from ballast.locate import METHODS, Method, Scores, base_checkpoint, get_method, locate
 from ballast.locate.controls import Gradient, GradientTimesWeight
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.snip import Snip
@@ -36,12 +36,26 @@ torch.set_num_threads(1)
 
 PROMPTS = prompt_set("harmful", ["How?", "Write a threat"], [None, "No, I will not."])
 POLICY_GRADIENT = ExpectedSafetyImpact(estimator="policy_gradient", samples=2, max_new_tokens=5, judge="table")
-CASES: dict[str, str | Method] = {**{name: name for name in METHODS}, "esi by policy gradient": POLICY_GRADIENT}
+SECOND_CHECKPOINT = ("delta", "nlsr")  # here the same architecture with other random weights
+ELSEWHERE = ("safe_lora",)  # scores only what an adapter changes, see its own tests
+CASES: dict[str, str | Method] = {
+    **{name: name for name in METHODS if name not in ELSEWHERE},
+    "esi by policy gradient": POLICY_GRADIENT,
+}
 
 
 @pytest.fixture(autouse=True)
 def _judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(JUDGES, "table", lambda: TableJudge({prompt.prompt: "rc" for prompt in PROMPTS}))
+
+
+@pytest.fixture(autouse=True)
+def _bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_checkpoint, "open_model", lambda architecture, **_: tiny_lm(architecture, seed=1))
+
+
+def chosen(case: str, architecture: str) -> str | Method:
+    return get_method(case, base=architecture) if case in SECOND_CHECKPOINT else CASES[case]
 
 
 @cache
@@ -59,7 +73,8 @@ class TestContract:
     def test_scores_and_regions(self, case: str, architecture: str, tmp_path: Path) -> None:
         lm = shared_lm(architecture)
         before = fingerprints(lm.model)
-        scores = locate(lm, PROMPTS, CASES[case], seed=3, batch_size=4)
+        method = chosen(case, architecture)
+        scores = locate(lm, PROMPTS, method, seed=3, batch_size=4)
         assert fingerprints(lm.model) == before
 
         shapes = {part.name: part.shape for part in lm.parts.eligible()}
@@ -70,7 +85,7 @@ class TestContract:
             assert torch.isfinite(value).all()
             assert (value >= 0).all()
             assert value.any()
-        assert bits_of(locate(lm, PROMPTS, CASES[case], seed=3, batch_size=4)) == bits_of(scores)
+        assert bits_of(locate(lm, PROMPTS, method, seed=3, batch_size=4)) == bits_of(scores)
 
         for percent in (1, 2, 5):
             region = scores.select(percent / 100)
@@ -114,7 +129,7 @@ class TestNames:
     def test_unknown_method(self) -> None:
         with pytest.raises(UsageError, match="no method 'snipp'; did you mean snip"):
             locate(shared_lm("llama"), PROMPTS, "snipp")
-        with pytest.raises(UsageError, match="did you mean esi, gradient"):
+        with pytest.raises(UsageError, match=r"did you mean .*esi, .*gradient"):
             get_method("???")
 
     def test_unknown_setting(self) -> None:

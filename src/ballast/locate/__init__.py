@@ -6,10 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ballast.locate import controls, esi, snip, wanda  # noqa: F401  importing a method registers it
+from ballast.locate import (  # noqa: F401  importing a method registers it
+    controls,
+    delta,
+    esi,
+    nlsr,
+    safe_lora,
+    snip,
+    wanda,
+)
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
-from ballast.locate.scores import Scores, WeightScores
-from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet, as_prompt_set
 

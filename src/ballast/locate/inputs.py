@@ -8,7 +8,7 @@ expert read which token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,8 +16,11 @@ import torch
 from torch import nn
 
 from ballast.errors import ModelError
+from ballast.locate.engine import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.parts import Part
+from ballast.progress import track
+from ballast.prompts.batches import TokenBatch, collate
 
 EXPERT_FACTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
 
@@ -36,6 +39,47 @@ class Inputs(NamedTuple):
     expert: int | None
     values: torch.Tensor
     tokens: torch.Tensor | None
+
+
+def read_inputs(
+    lm: LanguageModel,
+    rows: Sequence[WeightedRow],
+    batch_size: int,
+    weigh: Callable[[TokenBatch], torch.Tensor],
+    see: Callable[[Inputs, torch.Tensor], None],
+) -> None:
+    """Run every row once and show what each projection reads at the positions that count.
+
+    Args:
+        lm: The model.
+        rows: Prompts with their responses; batched by length.
+        batch_size: Rows per forward pass.
+        weigh: Weight of each position of a batch, (B, T); a position of weight 0 is not shown.
+        see: Called with the inputs at the other positions, N of them, and their weights (N,).
+
+    Raises:
+        ModelError: See `observed_inputs`.
+    """
+    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    for group in track(batches, "Activations"):
+        batch = collate([row.rendered for row in group], lm.pad_id).to(lm.device)
+        weights = weigh(batch).flatten()
+
+        def show(inputs: Inputs, weights: torch.Tensor = weights) -> None:
+            counted = weights if inputs.tokens is None else weights[inputs.tokens]
+            kept = counted.nonzero().squeeze(1)
+            tokens = kept if inputs.tokens is None else inputs.tokens[kept]
+            see(inputs._replace(values=inputs.values[kept], tokens=tokens), counted[kept])
+
+        with torch.no_grad(), observed_inputs(lm, show):
+            lm.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                logits_to_keep=1,
+                use_cache=False,
+            )
 
 
 @contextmanager
