@@ -38,10 +38,8 @@ PROMPTS = prompt_set("harmful", ["How?", "Write a threat"], [None, "No, I will n
 POLICY_GRADIENT = ExpectedSafetyImpact(estimator="policy_gradient", samples=2, max_new_tokens=5, judge="table")
 SECOND_CHECKPOINT = ("delta", "nlsr")  # here the same architecture with other random weights
 ELSEWHERE = ("safe_lora",)  # scores only what an adapter changes, see its own tests
-CASES: dict[str, str | Method] = {
-    **{name: name for name in METHODS if name not in ELSEWHERE},
-    "esi by policy gradient": POLICY_GRADIENT,
-}
+OF_WEIGHTS = [name for name, kind in METHODS.items() if kind.granularity == "weight" and name not in ELSEWHERE]
+CASES: dict[str, str | Method] = {**{name: name for name in OF_WEIGHTS}, "esi by policy gradient": POLICY_GRADIENT}
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import torch
 from ballast.locate.inputs import Inputs, observed_inputs
 from ballast.models.attention import Attention, observed_attention
 from ballast.models.language_model import LanguageModel
-from ballast.models.units import UnitGroup, head_groups, key_value_groups, neuron_groups
+from ballast.models.parts import PartMap
+from ballast.models.units import UnitGroup, head_groups, key_value_groups, layer_groups, neuron_groups
 from tests.zoo import ARCHITECTURES, tiny, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -157,3 +158,38 @@ def test_no_weight_belongs_to_two_neurons(name: str) -> None:
     everything = {part.name for part in lm.parts.eligible()}
     latent = {part.name for part in lm.parts.eligible() if part.role.startswith(("query_", "key_value_"))}
     assert everything - owned.keys() == latent
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_layer_owns_every_weight_of_its_block_once(name: str) -> None:
+    lm = opened(name)
+    groups, missing = layer_groups(lm)
+    assert not missing
+    assert [one.layer for one in groups] == list(range(lm.model.config.get_text_config().num_hidden_layers))
+    for group in groups:
+        assert (group.kind, group.expert, group.size) == ("layer", None, 1)
+        parts = {part.name: part for part in lm.parts.eligible() if part.layer == group.layer}
+        entries = group.entries(torch.arange(1))
+        assert entries.keys() == parts.keys()
+        for parameter, flat in entries.items():
+            assert torch.equal(flat.sort().values, torch.arange(parts[parameter].numel))
+        assert not group.entries(torch.arange(0))[next(iter(parts))].numel()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_one_weight_of_a_layer_is_enough_to_touch_it(name: str) -> None:
+    """Also in the last expert."""
+    lm = opened(name)
+    (line, *_) = [line for line in layer_groups(lm)[0][1].lines if line.part.role.endswith("down")]
+    mask = torch.zeros(line.part.shape, dtype=torch.bool)
+    assert line.any_of(mask, None).tolist() == [False]
+    mask.view(-1)[-1] = True
+    assert line.any_of(mask, None).tolist() == [True]
+
+
+def test_a_block_without_projections_is_named() -> None:
+    lm = opened("llama")
+    lm.parts = PartMap([part for part in lm.parts if part.layer != 0])
+    groups, missing = layer_groups(lm)
+    assert [one.layer for one in groups] == [1]
+    assert missing == ["layer 0: no projection is known"]

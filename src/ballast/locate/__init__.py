@@ -12,10 +12,13 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
     esi,
     nlsr,
     safe_lora,
+    safety_layers,
     snip,
     wanda,
 )
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
+from ballast.locate.scores import Scores, WeightScores
+from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet, as_prompt_set
 

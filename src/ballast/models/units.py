@@ -1,8 +1,8 @@
-"""Units of a model: neurons and heads, and which rows and columns of which parameters each of them owns.
+"""Units of a model: neurons, heads and layers, and which rows and columns of which parameters each of them owns.
 
 A neuron is one output row of the gate, up, query, key or value projection (gate and up together, with their column of
 down), or one input column of the output projection. A head is its query rows and its output columns; key and value rows
-belong to the query heads that share them together.
+belong to the query heads that share them together. A layer is a decoder block with all its projections.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Lines(NamedTuple):
 
     def any_of(self, mask: torch.Tensor, expert: int | None) -> torch.Tensor:
         """(m,) which units own an entry where `mask`, in the shape of the parameter, is true."""
-        lines = (mask if expert is None else mask[expert]).any(dim=1 if self.along_rows else 0)
+        matrix = mask.view(-1, *mask.shape[-2:]).any(dim=0) if expert is None else mask[expert]
+        lines = matrix.any(dim=1 if self.along_rows else 0)
         return lines[self.positions].any(dim=1)
 
 
@@ -54,8 +55,9 @@ class UnitGroup:
     Attributes:
         kind: Such as `feed_forward`, `query` or `head`.
         layer: Decoder block.
-        expert: Which expert; None for a feed-forward layer without, and for attention.
-        shape: Of the units: (inner,), (heads, head size) or (heads,); they are numbered row by row.
+        expert: Which expert owns the lines; None for a feed-forward layer without, for attention, and for whole layers,
+            which own their lines in every expert.
+        shape: Of the units: (inner,), (heads, head size), (heads,) or (1,); they are numbered row by row.
         lines: What they own.
     """
 
@@ -154,11 +156,23 @@ def key_value_groups(lm: LanguageModel) -> list[UnitGroup]:
     return groups
 
 
+def layer_groups(lm: LanguageModel) -> tuple[list[UnitGroup], list[str]]:
+    """The decoder blocks with all their projections, one unit and group each, and a sentence for each block without."""
+    owned: dict[int, list[Lines]] = defaultdict(list)
+    for part in lm.parts.eligible():
+        if part.layer is not None:
+            owned[part.layer].append(Lines(part, True, torch.arange(matrix_shape(part)[0]).unsqueeze(0)))
+    blocks = range(int(lm.model.config.get_text_config().num_hidden_layers))
+    groups = [UnitGroup("layer", layer, None, (1,), tuple(owned[layer])) for layer in blocks if layer in owned]
+    return groups, [f"layer {layer}: no projection is known" for layer in blocks if layer not in owned]
+
+
 def _flat(line: Lines, positions: torch.Tensor, expert: int | None) -> torch.Tensor:
-    """Flat indices of whole lines."""
+    """Flat indices of whole lines, in one expert or in every matrix of the parameter."""
     rows, columns = line.part.shape[-2:]
     if line.along_rows:
         flat = positions.unsqueeze(1) * columns + torch.arange(columns)
     else:
         flat = torch.arange(rows) * columns + positions.unsqueeze(1)
-    return flat.flatten() + (0 if expert is None else expert * rows * columns)
+    matrices = torch.arange(line.part.numel // (rows * columns)) if expert is None else torch.tensor([expert])
+    return (matrices.unsqueeze(1) * (rows * columns) + flat.flatten()).flatten()
