@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
@@ -25,6 +25,7 @@ class SmallPart:
     shape: tuple[int, ...]
     orientation: Orientation = "out_in"
     expert_dim: int | None = None
+    halves: Literal["contiguous", "interleaved"] | None = None
 
     @property
     def numel(self) -> int:

@@ -1,7 +1,9 @@
-"""Sets of weights: exact selection, the Region file, set algebra and overlap with its chance level."""
+"""Sets of weights: exact selection, the Region file, set algebra, overlap with its chance level, and planted truth."""
 
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import PairOverlap, overlap
+from ballast.regions.planted import neuron_group, random_mask, whole_parameters
+from ballast.regions.recovery import Recovery, UnitRecovery, recovery, unit_recovery
 from ballast.regions.refine import Refinement, refine
 from ballast.regions.region import Region
 from ballast.regions.selection import Selection, SelectionRecord, exact_fraction, select_top
@@ -12,6 +14,7 @@ __all__ = [
     "ModelIdentity",
     "PairOverlap",
     "PromptSource",
+    "Recovery",
     "Refinement",
     "Region",
     "RegionMetadata",
@@ -20,9 +23,15 @@ __all__ = [
     "SelectionRecord",
     "Skipped",
     "Threshold",
+    "UnitRecovery",
     "exact_fraction",
     "exact_threshold",
+    "neuron_group",
     "overlap",
+    "random_mask",
+    "recovery",
     "refine",
     "select_top",
+    "unit_recovery",
+    "whole_parameters",
 ]
