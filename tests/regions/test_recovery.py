@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
 
 from ballast.errors import RegionError
 from ballast.regions import Region
-from ballast.regions.recovery import recovery, unit_recovery
+from ballast.regions.recovery import at_planted_size, recovery, unit_recovery
 from tests.regions.worlds import SmallPart, places, region
 
 TINY = (SmallPart("a", 0, "query", (2, 2)), SmallPart("b", 1, "query", (1, 4)))
@@ -31,7 +33,7 @@ def test_chance_is_the_share_of_all_regions(size: int) -> None:
     drawn = all_regions(size)
     shared = [len(places(found) & places(PLANTED)) for found in drawn]
     for found, count in zip(drawn, shared, strict=True):
-        result = recovery(found, PLANTED)
+        result = recovery(found.indices, PLANTED, TINY)
         assert (result.planted, result.found, result.shared) == (4, size, count)
         assert (result.precision, result.recall) == (count / size, count / 4)
         assert result.chance == pytest.approx(np.mean(shared) / size)
@@ -43,13 +45,13 @@ def test_chance_is_the_share_of_all_regions(size: int) -> None:
 
 def test_at_the_planted_size_precision_is_recall() -> None:
     for found in all_regions(4)[::7]:
-        assert recovery(found, PLANTED).precision == recovery(found, PLANTED).recall
+        assert recovery(found.indices, PLANTED, TINY).precision == recovery(found.indices, PLANTED, TINY).recall
 
 
 def test_the_interval_leaves_out_at_most_a_fortieth_at_each_end() -> None:
     part = SmallPart("w", 0, "query", (40, 25))
     planted, found = region({"w": range(100)}, [part]), region({"w": range(50, 130)}, [part])
-    result = recovery(found, planted)
+    result = recovery(found.indices, planted, [part])
     exact = [
         Fraction(math.comb(100, k) * math.comb(900, 80 - k), math.comb(1000, 80)) for k in range(81)
     ]  # probability of k shared weights
@@ -67,24 +69,24 @@ class TestUnits:
 
     def test_by_hand(self) -> None:
         planted = self.region(0, 2, 3, 0)
-        best = unit_recovery(self.region(1, 5, 4, 0), planted, self.PARTS, "layer")
+        best = unit_recovery(self.region(1, 5, 4, 0).indices, planted, self.PARTS, "layer")
         assert best == ("layer", 2, 4, 1.0, 0.5, 1.0)
         # the order is 3, 1, 0, 2: of the first two one is planted; of four pairs layer 1 wins against 0, 2 against none
-        mixed = unit_recovery(self.region(3, 5, 1, 7), planted, self.PARTS, "layer")
+        mixed = unit_recovery(self.region(3, 5, 1, 7).indices, planted, self.PARTS, "layer")
         assert mixed == ("layer", 2, 4, 0.5, 0.5, 0.25)
-        worst = unit_recovery(self.region(3, 0, 1, 7), planted, self.PARTS, "layer")
+        worst = unit_recovery(self.region(3, 0, 1, 7).indices, planted, self.PARTS, "layer")
         assert worst == ("layer", 2, 4, 0.0, 0.5, 0.0)
 
     def test_a_unit_counts_by_its_share(self) -> None:
         """Four of ten weights are more than five of twenty."""
         parts = (SmallPart("a", 0, "query", (2, 5)), SmallPart("b", 1, "query", (4, 5)))
         found, planted = region({"a": range(4), "b": range(5)}, parts), region({"a": [9]}, parts)
-        assert unit_recovery(found, planted, parts, "layer").precision == 1
+        assert unit_recovery(found.indices, planted, parts, "layer").precision == 1
 
     @pytest.mark.parametrize("counts", [(2, 2, 1, 2), (0, 0, 0, 5), (1, 1, 1, 1), (3, 3, 5, 5)])
     def test_ties_count_as_the_mean_over_their_orders(self, counts: tuple[int, ...]) -> None:
         planted = self.region(0, 1, 0, 1)
-        result = unit_recovery(self.region(*counts), planted, self.PARTS, "layer")
+        result = unit_recovery(self.region(*counts).indices, planted, self.PARTS, "layer")
         precisions, areas = [], []
         for order in itertools.permutations(range(4)):
             if any(counts[a] < counts[b] for a, b in itertools.pairwise(order)):
@@ -96,9 +98,29 @@ class TestUnits:
 
     def test_nothing_to_tell_apart_is_refused(self) -> None:
         with pytest.raises(RegionError, match="4 of 4 units are planted, so no layer can be found"):
-            unit_recovery(self.region(1, 0, 0, 0), self.region(1, 1, 1, 1), self.PARTS, "layer")
+            unit_recovery(self.region(1, 0, 0, 0).indices, self.region(1, 1, 1, 1), self.PARTS, "layer")
 
 
-def test_other_layouts_are_refused() -> None:
-    with pytest.raises(RegionError, match="different parameters"):
-        recovery(region({"lm_head": [1]}), PLANTED)
+class TestAtPlantedSize:
+    SCORES = MappingProxyType({"a": torch.tensor([[0.1, 0.5], [0.2, 0.0]]), "b": torch.tensor([[0.9, 0.0, 0.3, 0.0]])})
+
+    def test_takes_the_largest_scores(self) -> None:
+        found = at_planted_size(self.SCORES, PLANTED, TINY)
+        assert {name: indices.tolist() for name, indices in found.items()} == {"a": [1, 2], "b": [0, 2]}
+
+    def test_takes_fewer_if_fewer_are_above_zero(self) -> None:
+        scores = {**self.SCORES, "a": torch.zeros(2, 2)}
+        found = at_planted_size(scores, PLANTED, TINY)
+        assert {name: indices.tolist() for name, indices in found.items()} == {"b": [0, 2]}
+        assert recovery(found, PLANTED, TINY).found == 2
+
+    def test_bottom_takes_zeros(self) -> None:
+        found = at_planted_size(self.SCORES, PLANTED, TINY, "bottom")
+        assert {name: indices.tolist() for name, indices in found.items()} == {"a": [0, 3], "b": [1, 3]}
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(RegionError, match="lm_head is not in the layout of the planted region"):
+        recovery(region({"lm_head": [1]}).indices, PLANTED, TINY)
+    with pytest.raises(RegionError, match="No weight was found"):
+        recovery({}, PLANTED, TINY)

@@ -3,7 +3,7 @@
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import PairOverlap, overlap
 from ballast.regions.planted import neuron_group, random_mask, whole_parameters
-from ballast.regions.recovery import Recovery, UnitRecovery, recovery, unit_recovery
+from ballast.regions.recovery import Recovery, UnitRecovery, at_planted_size, recovery, unit_recovery
 from ballast.regions.refine import Refinement, refine
 from ballast.regions.region import Region
 from ballast.regions.selection import Selection, SelectionRecord, exact_fraction, select_top
@@ -24,6 +24,7 @@ __all__ = [
     "Skipped",
     "Threshold",
     "UnitRecovery",
+    "at_planted_size",
     "exact_fraction",
     "exact_threshold",
     "neuron_group",

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.stats import hypergeom, rankdata
 
 from ballast.errors import RegionError
-from ballast.regions.overlap import flat_counts, intersection_moments, matrix_sizes
+from ballast.regions.layout import PartLike
+from ballast.regions.overlap import intersection_moments
 from ballast.regions.region import Region
+from ballast.regions.selection import select_top
+from ballast.regions.threshold import Direction
 from ballast.regions.units import Level, UnitPart, units_of
 
 CHANCE_LEVEL = 0.95
 
 
+def at_planted_size(
+    scores: Mapping[str, torch.Tensor], planted: Region, parts: Iterable[PartLike], direction: Direction = "top"
+) -> dict[str, torch.Tensor]:
+    """As many weights as were planted, those with the largest scores; fewer if fewer scores are above zero.
+
+    Args:
+        scores: As for `select_top`, of every weight that could have been planted.
+        planted: The truth.
+        parts: The parameters that have scores, such as `lm.parts.eligible()`.
+        direction: `top`, or `bottom` for the control that takes the smallest scores, zeros too.
+
+    Returns:
+        Ascending flat C-order indices (k,) by parameter name.
+
+    Raises:
+        RegionError: No score is above zero.
+        NumericalError: A score is NaN, infinite or negative.
+    """
+    count = len(planted)
+    if direction == "top":
+        count = min(count, sum(int(values.count_nonzero()) for values in scores.values()))
+    return select_top(scores, count=count, parts=parts, direction=direction).indices
+
+
 class Recovery(NamedTuple):
-    """A found region against the planted one, weight by weight.
+    """What was found against what was planted, weight by weight.
 
     Chance is a region of the found size drawn uniformly from all weights that could have been selected: the shared
     weights are then hypergeometric. For a planted random mask this holds of every method that does not know the mask.
@@ -49,16 +77,31 @@ class Recovery(NamedTuple):
     within_matrices: float
 
 
-def recovery(found: Region, planted: Region) -> Recovery:
-    """Compare a found region with the planted one.
+def recovery(found: Mapping[str, torch.Tensor], planted: Region, parts: Iterable[UnitPart]) -> Recovery:
+    """Compare what was found with what was planted.
+
+    Args:
+        found: Ascending flat C-order indices (k,) by parameter name, such as `region.indices`.
+        planted: The truth.
+        parts: The parameters that could have been selected, such as `lm.parts.eligible()`.
 
     Raises:
-        RegionError: The regions live in different layouts.
+        RegionError: Nothing was found, or weights that could not have been planted.
     """
-    shared = found.intersection_size(planted)
-    eligible, size, drawn = planted.metadata.eligible, len(planted), len(found)
+    strangers = found.keys() - planted.layout.keys()
+    if strangers:
+        raise RegionError(f"{min(strangers)} is not in the layout of the planted region; locate on the model of both.")
+    if not any(map(len, found.values())):
+        raise RegionError("No weight was found, so nothing can be compared; select at least one.")
+    matrices = units_of(parts, "matrix")
+    in_found, in_planted = matrices.counted(found), matrices.counted(planted.indices)
+    eligible, size, drawn = planted.metadata.eligible, len(planted), int(in_found.sum())
+    shared = sum(
+        len(np.intersect1d(found[name].numpy(), planted.indices[name].numpy(), assume_unique=True))
+        for name in found.keys() & planted.indices.keys()
+    )
     low, high = hypergeom.interval(CHANCE_LEVEL, eligible, size, drawn)
-    mean, _ = intersection_moments(flat_counts(found), flat_counts(planted), matrix_sizes(planted))
+    mean, _ = intersection_moments(in_found, in_planted, matrices.sizes())
     return Recovery(
         planted=size,
         found=drawn,
@@ -97,14 +140,16 @@ class UnitRecovery(NamedTuple):
     area: float
 
 
-def unit_recovery(found: Region, planted: Region, parts: Iterable[UnitPart], level: Level) -> UnitRecovery:
-    """Compare a found region with the planted one, unit by unit.
+def unit_recovery(
+    found: Mapping[str, torch.Tensor], planted: Region, parts: Iterable[UnitPart], level: Level
+) -> UnitRecovery:
+    """Compare what was found with what was planted, unit by unit.
 
     Args:
-        found: What a method found.
+        found: As for `recovery`.
         planted: The truth.
-        parts: The parameters that could be selected, such as `lm.parts.eligible()`.
-        level: What to compare.
+        parts: As for `recovery`.
+        level: What a unit is.
 
     Raises:
         RegionError: There are no such units, or every one of them is planted or none.
@@ -114,7 +159,7 @@ def unit_recovery(found: Region, planted: Region, parts: Iterable[UnitPart], lev
     total = int(is_planted.sum())
     if total in (0, units.count):
         raise RegionError(f"{total} of {units.count} units are planted, so no {level} can be found; compare weights.")
-    density = units.counted(found.indices) / units.sizes()
+    density = units.counted(found) / units.sizes()
     cut = np.sort(density)[-total]
     above, tied = density > cut, density == cut
     hits = is_planted[above].sum() + (total - above.sum()) * is_planted[tied].mean()
