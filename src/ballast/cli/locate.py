@@ -21,7 +21,14 @@ from ballast.regions import Region, exact_fraction, refine
 from ballast.regions import overlap as overlap_regions
 from ballast.regions.refine import union_of
 from ballast.regions.selection import Scope
+from ballast.regions.unit_selection import UnitScope
 from ballast.runs import RunDirectory, read_json, write_json
+
+
+def _listed(wanted: bool) -> None:
+    if wanted:
+        methods()
+        raise typer.Exit
 
 
 def locate(
@@ -30,15 +37,20 @@ def locate(
     prompts: Annotated[str, typer.Option(help="Harmful prompts.")] = pipeline.LOCATING,
     method: Annotated[str, typer.Option(help="See `ballast methods`.")] = "esi",
     setting: Annotated[list[str] | None, typer.Option(help="A setting of the method, name=value; repeat.")] = None,
-    fraction: Annotated[float, typer.Option(help="Share of the eligible weights, in (0, 1].")] = 0.01,
-    scope: Annotated[str, typer.Option(help="global, per_layer, per_tensor or per_row.")] = "global",
+    fraction: Annotated[
+        float | None, typer.Option(help="Share of what is scored, in (0, 1]; 0.01, or the method's own choice.")
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="global, per_layer, per_tensor or per_row; of units per_kind, per_layer or global."),
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Select from these layers only, such as 15-29.")] = None,
     utility: Annotated[
         list[str] | None, typer.Option(help="Harmless prompts with answers: leave out what these need; repeat.")
     ] = None,
     utility_fraction: Annotated[
-        float, typer.Option(help="Share of the eligible weights found per utility set.")
-    ] = 0.04,
+        float | None, typer.Option(help="Share found per utility set; 0.04, of units the same as --fraction.")
+    ] = None,
     refill: Annotated[bool, typer.Option(help="Replace what was left out by the next best.")] = False,
     limit: Limit = None,
     seed: Seed = 0,
@@ -48,11 +60,17 @@ def locate(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
+    list_methods: Annotated[
+        bool, typer.Option("--list", help="List the methods and exit.", is_eager=True, callback=_listed)
+    ] = False,
 ) -> None:
     """Find the weights that matter most for safety; writes region.safetensors."""
     chosen = get_method(method, **_settings(setting or []))
-    exact_fraction(fraction)
-    exact_fraction(utility_fraction)
+    for share in (fraction, utility_fraction):
+        if share is not None:
+            exact_fraction(share)
+    if utility_fraction is None:
+        utility_fraction = 0.04 if chosen.granularity == "weight" else fraction
     ranked, within = _scope(scope), _layers(layers)
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
@@ -104,6 +122,8 @@ def locate(
         run.finish()
     summary = Region.load(out / "region.safetensors").summary()
     text = f"{summary['actual']:,} of {summary['eligible']:,} weights selected; written to {out / 'region.safetensors'}"
+    if summary["units"]:
+        text = f"{summary['units']['selected']:,} of {summary['units']['scored']:,} {summary['granularity']}s: " + text
     if utility_sets:
         summary["refinement"] = read_json(out / "refinement.json")
         text = _removed(summary["refinement"]) + text
@@ -118,13 +138,12 @@ def _removed(refinement: dict[str, Any]) -> str:
 
 
 def methods() -> None:
-    """The identification methods: what they need and how faithful they are."""
+    """The identification methods: what they score, what they need and how faithful they are."""
     rows = [
-        {"name": name, "needs": kind.needs, "reference": kind.reference, "fidelity": kind.fidelity}
+        {"name": name, **{fact: getattr(kind, fact) for fact in ("granularity", "needs", "reference", "fidelity")}}
         for name, kind in sorted(METHODS.items())
     ]
-    cells = [(row["name"], row["needs"], row["reference"], row["fidelity"]) for row in rows]
-    show(rows, [table("Methods", ("name", "needs", "reference", "fidelity"), cells, words=4)])
+    show(rows, [table("Methods", tuple(rows[0]), [tuple(row.values()) for row in rows], words=5)])
 
 
 def sets() -> None:
@@ -152,16 +171,17 @@ def overlap(regions: Annotated[list[Path], typer.Argument(help="Two or more regi
     )
 
 
-def _scope(scope: str) -> Scope:
-    known: dict[str, Scope] = {
+def _scope(scope: str | None) -> Scope | UnitScope | None:
+    known: dict[str, Scope | UnitScope] = {
         "global": "global",
         "per_layer": "per_layer",
         "per_tensor": "per_tensor",
         "per_row": "per_row",
+        "per_kind": "per_kind",
     }
-    if scope not in known:
+    if scope is not None and scope not in known:
         raise UsageError(f"There is no scope {scope!r}; use {', '.join(known)}.")
-    return known[scope]
+    return None if scope is None else known[scope]
 
 
 def _layers(given: str | None) -> range | None:

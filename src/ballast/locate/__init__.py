@@ -7,12 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from ballast.locate import controls, esi, snip, wanda  # noqa: F401  importing a method registers it
-from ballast.locate.registry import METHODS, Found, Method, Task, get_method, register
-from ballast.locate.scores import Scores
+from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
+from ballast.locate.scores import Scores, WeightScores
+from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet, as_prompt_set
 
-__all__ = ["METHODS", "Found", "Method", "Scores", "Task", "get_method", "locate", "register"]
+__all__ = [
+    "METHODS",
+    "Found",
+    "Method",
+    "Scores",
+    "Task",
+    "UnitScores",
+    "UnitsFound",
+    "WeightScores",
+    "get_method",
+    "locate",
+    "register",
+]
 
 
 def locate(
@@ -26,7 +39,7 @@ def locate(
     checkpoint_seconds: float = 60.0,
     **method_settings: Any,
 ) -> Scores:
-    """Score every eligible weight of a model.
+    """Score every eligible weight of a model, or its neurons, heads or layers.
 
     Args:
         lm: The model; its weights are unchanged afterwards.
@@ -47,5 +60,20 @@ def locate(
     prompt_set = as_prompt_set(prompts)
     task = Task(lm, prompt_set, seed, batch_size, Path(checkpoint) if checkpoint else None, checkpoint_seconds)
     found = chosen.score(task)
-    settings = {**dataclasses.asdict(chosen), "batch_size": batch_size, **found.notes}
-    return Scores(lm, prompt_set, found.scores, chosen.name, chosen.fidelity, settings, seed)
+    about: dict[str, Any] = {
+        "lm": lm,
+        "prompts": prompt_set,
+        "method": chosen.name,
+        "fidelity": chosen.fidelity,
+        "settings": {**dataclasses.asdict(chosen), "batch_size": batch_size, **found.notes},
+        "seed": seed,
+    }
+    if isinstance(found, Found):
+        return WeightScores(values=found.scores, **about)
+    return UnitScores(
+        granularity=chosen.granularity,
+        groups=tuple(found.groups),
+        values=tuple(found.scores),
+        chosen=None if found.chosen is None else tuple(found.chosen),
+        **about,
+    )

@@ -13,6 +13,7 @@ from ballast.locate.registry import Found, Task, register
 from ballast.locate.sigma import scale_by_sigma
 from ballast.models.fingerprint import seed_of
 from ballast.prompts.refusals import REFUSALS
+from ballast.regions.metadata import Granularity
 
 
 @register("gradient")
@@ -25,6 +26,7 @@ class Gradient:
     """
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "control"
     fidelity: ClassVar[str] = "ours: same rows and sums as ESI's likelihood estimator"
     needs: ClassVar[str] = "harmful prompts"
@@ -59,6 +61,7 @@ class Sigma:
     """The standard deviation of the weight's matrix: ESI without the gradient, equal for all weights of a matrix."""
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "control"
     fidelity: ClassVar[str] = "ours: the sigma of ESI; a share of all weights takes whole matrices, ties by name"
     needs: ClassVar[str] = "nothing"
@@ -78,6 +81,7 @@ class Magnitude:
     """|W|: knows nothing about safety."""
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "control"
     fidelity: ClassVar[str] = "ours: absolute value of the weight in fp32"
     needs: ClassVar[str] = "nothing"
@@ -93,6 +97,7 @@ class Random:
     """Uniform noise; the selection scope decides between a uniform and a per-tensor random region."""
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "control"
     fidelity: ClassVar[str] = "ours: uniform in (0, 1], generator seeded by the seed and the parameter's name"
     needs: ClassVar[str] = "nothing"

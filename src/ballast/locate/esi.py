@@ -26,6 +26,7 @@ from ballast.locate.registry import Found, Task, register
 from ballast.locate.sigma import scale_by_sigma
 from ballast.prompts import load_prompts
 from ballast.prompts.refusals import REFUSALS
+from ballast.regions.metadata import Granularity
 
 
 @register("esi")
@@ -44,6 +45,7 @@ class ExpectedSafetyImpact:
     """
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "Qi et al., Findings of ACL 2026, arXiv 2604.08297"
     fidelity: ClassVar[str] = (
         "reconstruction: score, sigma and selection as in the paper; the likelihood estimator is ours and measures the "

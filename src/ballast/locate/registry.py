@@ -14,7 +14,9 @@ import torch
 from ballast.errors import UsageError
 from ballast.locate.engine import Fold, WeightedRow, accumulate
 from ballast.models import LanguageModel
+from ballast.models.units import UnitGroup
 from ballast.prompts import PromptSet
+from ballast.regions.metadata import Granularity
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,35 @@ class Found:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class UnitsFound:
+    """What a method of neurons, heads or layers gives back.
+
+    Attributes:
+        groups: The units that were scored.
+        scores: (m,) fp32 per group, non-negative; larger is more important.
+        chosen: Numbers of the units that the method itself chose, per group; None if it leaves that to the selection.
+        notes: As in `Found`; units that could not be scored are named there.
+    """
+
+    groups: Sequence[UnitGroup]
+    scores: Sequence[torch.Tensor]
+    chosen: Sequence[torch.Tensor] | None = None
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class Method(Protocol):
-    """A way to score weights. Implementations are frozen dataclasses whose fields are the settings."""
+    """A way to score weights or units. Implementations are frozen dataclasses whose fields are the settings."""
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity]
     reference: ClassVar[str]
     fidelity: ClassVar[str]
     needs: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def score(self, task: Task) -> Found:
-        """Score every eligible weight."""
+    def score(self, task: Task) -> Found | UnitsFound:
+        """Score every eligible weight, or every unit."""
         ...
 
 

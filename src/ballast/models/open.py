@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ballast.errors import ModelError
-from ballast.models.embedded import embedded_checkpoint
+from ballast.models.embedded import EMBEDDED, embedded_checkpoint
 from ballast.models.language_model import LanguageModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,7 +43,8 @@ def open_model(
     """Open a causal language model.
 
     Args:
-        source: `smollm2` (the embedded model), the folder of a checkpoint, or a hub id such as `owner/name`.
+        source: `smollm2` or `gemma3-270m` (embedded models), the folder of a checkpoint, or a hub id such as
+            `owner/name`.
         dtype: `auto` keeps the checkpoint's; or `float32`, `bfloat16`, `float16`.
         device: `cpu`, `cuda`, ...; by default a GPU if there is one.
         revision: Branch, tag or commit of a hub model.
@@ -57,12 +58,14 @@ def open_model(
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}.")
     place = _usable(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
-    location = str(embedded_checkpoint()) if str(source) == "smollm2" else str(source)
+    location = str(embedded_checkpoint(str(source)) if str(source) in EMBEDDED else source)
     files: tuple[Path, ...] = ()
     if Path(location).is_dir():
         files = _check_folder(Path(location), allow_pickle=allow_pickle)
     elif Path(location).exists() or not HUB_ID.fullmatch(location):
-        raise ModelError(f"{location} is not a model folder; give a folder with config.json, a hub id, or smollm2.")
+        raise ModelError(
+            f"{location} is not a model folder; give a folder with config.json, a hub id, or {' or '.join(EMBEDDED)}."
+        )
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)

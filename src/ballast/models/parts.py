@@ -7,8 +7,8 @@ says why. Nothing reads a weight, so models on the meta device work.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, overload
 
@@ -19,6 +19,7 @@ from ballast.errors import ModelError
 from ballast.models.roles import POSITION_NAMES, SINK_NAMES, Halves, Orientation, Sizes, is_norm, suggested_role
 from ballast.models.tree import decoder_blocks, expert_halves, linear_orientation
 
+NOT_SCORED = "not scored by this method"
 REASONS = {
     "embedding": "token embedding",
     "position_embedding": "position embedding",
@@ -118,18 +119,36 @@ class PartMap(Sequence[Part]):
         """The parts that may be scored, selected and tuned."""
         return tuple(part for part in self._parts if part.eligible)
 
+    def by_layer(self) -> dict[int, dict[str, Part]]:
+        """The eligible parts of each decoder block by role, in order of the blocks.
+
+        A role that several parts of a block have, such as that of experts stored one by one, is left out.
+        """
+        counts = Counter((part.layer, part.role) for part in self.eligible())
+        layers: dict[int, dict[str, Part]] = {}
+        for part in self.eligible():
+            if part.layer is not None:
+                block = layers.setdefault(part.layer, {})
+                if counts[part.layer, part.role] == 1:
+                    block[part.role] = part
+        return dict(sorted(layers.items()))
+
     def roles(self) -> tuple[str, ...]:
         """Every role that occurs, in order of first appearance."""
         return tuple(dict.fromkeys(part.role for part in self._parts))
 
-    def coverage(self) -> list[CoverageRow]:
+    def coverage(self, scored: Collection[str] | None = None) -> list[CoverageRow]:
         """One row per (role, reason): how many tensors and entries it has and why they are left out, if they are.
 
         Every parameter is counted in exactly one row. Eligible rows come first, the largest first.
+
+        Args:
+            scored: Names of the eligible parameters that a method scored; None for all.
         """
         groups: dict[tuple[str, bool, str], list[Part]] = defaultdict(list)
         for part in self._parts:
-            groups[part.role, part.eligible, part.reason].append(part)
+            left = part.eligible and scored is not None and part.name not in scored
+            groups[part.role, part.eligible and not left, NOT_SCORED if left else part.reason].append(part)
         rows = [
             CoverageRow(
                 role=role,

@@ -18,6 +18,7 @@ TOOL = f"ballast-llm {version('ballast-llm')}"
 
 # no path, blank or control character can pass for the name of a parameter
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[^\s/\\.\x00-\x1f]+(\.[^\s/\\.\x00-\x1f]+)*$")]
+Granularity = Literal["weight", "neuron", "head", "layer"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -92,8 +93,9 @@ class RegionMetadata(_Record):
         variant: Variant of the method.
         fidelity: How close the method is to its publication.
         settings: Every setting of the method, defaults written out.
-        granularity: What is selected: single weights.
-        units: What sizes count.
+        granularity: What is selected.
+        units: What the sizes in `selection` count: single weights, or units of the granularity.
+        selected_units: Per kind the selected units as (layer, expert or -1, number, ...); empty for weights.
         selection: Scope, sizes, threshold and ties; None for a region made from others.
         layout: Every parameter that had scores, with its shape and role. Regions are compared within one layout.
         model: The weights it was located on.
@@ -109,8 +111,9 @@ class RegionMetadata(_Record):
     variant: str | None = None
     fidelity: str | None = None
     settings: dict[str, JsonValue] = {}
-    granularity: Literal["weight"] = "weight"
-    units: Literal["entries"] = "entries"
+    granularity: Granularity = "weight"
+    units: Literal["entries", "units"] = "entries"
+    selected_units: dict[str, tuple[tuple[int, ...], ...]] = {}
     selection: SelectionRecord | None = None
     layout: dict[ParameterName, TensorLayout] = Field(min_length=1)
     model: ModelIdentity

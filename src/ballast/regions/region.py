@@ -148,8 +148,11 @@ class Region:
         metadata, selection = self.metadata, self.metadata.selection
         asked = selection.fraction if selection else None
         thresholds = selection.thresholds if selection else {}
+        units = sum(map(len, metadata.selected_units.values()))
         return {
             "region_id": self.region_id,
+            "granularity": metadata.granularity,
+            "units": {"selected": units, "scored": selection.eligible} if units and selection else None,
             "method": metadata.method,
             "variant": metadata.variant,
             "fidelity": metadata.fidelity,
@@ -157,7 +160,7 @@ class Region:
             "scope": selection.scope if selection else "derived",
             "layers": list(selection.layers) if selection and selection.layers else None,
             "direction": selection.direction if selection else None,
-            "requested": selection.requested if selection else len(self),
+            "requested": selection.requested if selection and not units else len(self),
             "actual": len(self),
             "eligible": metadata.eligible,
             "threshold": next(iter(thresholds.values())) if len(thresholds) == 1 else None,

@@ -23,13 +23,15 @@ from ballast.regions.rows import top_of_rows
 from ballast.regions.threshold import CHUNK, Direction, Threshold, chunks_of, exact_threshold
 
 Scope = Literal["global", "per_layer", "per_tensor", "per_row"]
+DEFAULT_FRACTION = Fraction(1, 100)
 
 
 class SelectionRecord(BaseModel):
-    """How a selection was made, as the Region file keeps it.
+    """How a selection was made, as the Region file keeps it; numbers count weights, or units where those are selected.
 
     Attributes:
-        scope: What is ranked together: all weights, a layer, a weight matrix (one per expert), an output neuron.
+        scope: What is ranked together: all weights, a layer, a weight matrix (one per expert), an output neuron; for
+            units also all of a kind; `own` if the method itself chose them.
         direction: `top` takes the largest scores, `bottom` the smallest.
         fraction: The fraction asked for, as an exact ratio such as `1/100`; None if a number was asked for.
         requested: Number of weights asked for, floor(fraction * eligible).
@@ -44,7 +46,7 @@ class SelectionRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scope: Scope
+    scope: Scope | Literal["per_kind", "own"]
     direction: Direction
     fraction: str | None
     requested: int

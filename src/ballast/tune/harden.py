@@ -19,7 +19,7 @@ from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
 from ballast.tune.checks import Check, check, choose
-from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
+from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.progress_file import Progress
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
@@ -86,11 +86,7 @@ def harden(
             },
         },
     )
-    lessons = Curriculum(
-        refusal_lessons(lm, refusal_sets, chosen.refusal_tokens),
-        help_lessons(lm, harmless_sets, chosen.answer_tokens, run.path / "own_answers"),
-        chosen.seed,
-    )
+    lessons = curriculum(lm, refusal_sets, harmless_sets, chosen, run.path / "own_answers")
     parameters = dict(lm.model.named_parameters())
     with (
         only_trainable(lm.model, set(region.indices)),

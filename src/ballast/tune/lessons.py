@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ballast.evaluate.answers import generate
 from ballast.models import LanguageModel
-from ballast.models.fingerprint import seed_of
 from ballast.progress import track
-from ballast.prompts import PromptSet
-from ballast.prompts.chat import check_length, render
+from ballast.prompts import Prompt, PromptSet
+from ballast.prompts.chat import Rendered, check_length, render
 from ballast.prompts.refusals import REFUSALS
 from ballast.tune.objective import Lesson, remember
 
 REMEMBER_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """All rows, and which of them make up each step.
-
-    Attributes:
-        refuse: Refusals to learn.
-        help: Answers to keep; those with a pair number are twins of a refused prompt.
-        seed: Of the order.
-    """
-
-    refuse: list[Lesson]
-    help: list[Lesson]
-    seed: int
-
-    def batch(self, step: int, refusals: int, answers: int) -> list[Lesson]:
-        """The rows of a step (0-based): refusals, the harmless twins of these very prompts, and other answers.
-
-        A twin beside its harmful prompt makes the gradient of the difference between the two. The rows depend on seed
-        and step alone, so an interrupted run continues with the same ones.
-
-        Args:
-            step: Which step.
-            refusals: How many refusals.
-            answers: How many answers; twins come first, the rest is filled from the others.
-        """
-        twins = {lesson.pair: lesson for lesson in self.help if lesson.pair is not None}
-        rows = drawn(self.refuse, refusals, step, self.seed, "refuse")
-        beside = list({row.pair: twins[row.pair] for row in rows if row.pair in twins}.values())[:answers]
-        others = [lesson for lesson in self.help if lesson.pair is None] or self.help
-        fill = drawn(others, answers - len(beside), step, self.seed, "help") if others else []
-        return rows + beside + fill
+SENTENCE_ENDS = (".", "!", "?")
 
 
 def refusal_lessons(lm: LanguageModel, refusals: Sequence[PromptSet], tokens: int) -> list[Lesson]:
@@ -89,20 +55,63 @@ def help_lessons(
                 rendered = render(lm.tokenizer, completion.prompt, completion.answer)
                 kept = rendered._replace(ids=rendered.ids[: rendered.prompt_length + completion.tokens])
                 rows.append(Lesson(prompt.id, kept, pair=prompt.pair))
-    rows.sort(key=lambda row: (len(row.rendered.ids), row.id))
+    return _remembered(lm, rows)
+
+
+def closing_lessons(lm: LanguageModel, refusals: Sequence[PromptSet]) -> list[Lesson]:
+    """One lesson per harmful prompt that has a refusal of its own: that the whole refusal is followed by its end.
+
+    Only the end-of-turn token counts. None for a model whose template closes an answer with no special token.
+
+    Raises:
+        PromptError: A prompt with its refusal is longer than the context.
+    """
+    special = set(lm.tokenizer.all_special_ids)
     lessons = []
-    for start in track(range(0, len(rows), REMEMBER_BATCH), "Remembering the original model"):
-        batch = rows[start : start + REMEMBER_BATCH]
-        teachers = remember(lm, [row.rendered for row in batch])
-        lessons += [row._replace(teacher=teacher) for row, teacher in zip(batch, teachers, strict=True)]
+    for prompt in itertools.chain(*refusals):
+        if prompt.response is None:
+            continue
+        rendered = render(lm.tokenizer, prompt.prompt, prompt.response)
+        check_length(rendered, lm.context, prompt.id)
+        if rendered.ids[-1] in special:
+            lessons.append(Lesson(prompt.id, rendered._replace(prompt_length=len(rendered.ids) - 1)))
     return lessons
 
 
-def drawn(lessons: Sequence[Lesson], size: int, step: int, seed: int, stream: str) -> list[Lesson]:
-    """The `size` lessons of a step (0-based): passes over all lessons, each pass in an order of its own."""
-    chosen = []
-    for position in range(step * size, (step + 1) * size):
-        turn, place = divmod(position, len(lessons))
-        order = random.Random(seed_of(seed, stream, str(turn))).sample(range(len(lessons)), len(lessons))  # noqa: S311
-        chosen.append(lessons[order[place]])
-    return chosen
+def continuing_lessons(
+    lm: LanguageModel, harmless: Sequence[PromptSet], limit: int, tokens: int, seed: int, out: Path | None
+) -> list[Lesson]:
+    """One lesson per end of a sentence in the original model's answers: how likely it is to go on, and with what.
+
+    Only the token behind the sentence counts. They keep the model from ending every answer where a refusal would end.
+
+    Args:
+        lm: The original model.
+        harmless: Prompt sets.
+        limit: How many of all their prompts are drawn.
+        tokens: Tokens after which the model's answer is cut.
+        seed: Of the draw.
+        out: Folder in which the answers are kept.
+    """
+    numbered = enumerate(itertools.chain(*harmless))
+    asked = PromptSet("continued", tuple(Prompt(id=f"continued-{n}", prompt=row.prompt) for n, row in numbered))
+    path = out / "continued.jsonl" if out else None
+    rows = []
+    for completion in generate(lm, asked.sample(limit, seed), max_new_tokens=tokens, out=path):
+        rendered = render(lm.tokenizer, completion.prompt, completion.answer or None)
+        for position in range(rendered.prompt_length + 1, len(rendered.ids)):
+            if str(lm.tokenizer.decode(rendered.ids[position - 1])).rstrip().endswith(SENTENCE_ENDS):
+                part = Rendered(rendered.ids[: position + 1], position)
+                rows.append(Lesson(f"{completion.id}-{position}", part))
+    return _remembered(lm, rows)
+
+
+def _remembered(lm: LanguageModel, rows: list[Lesson]) -> list[Lesson]:
+    """The rows with the model's distributions at their response tokens, the shortest first."""
+    ordered = sorted(rows, key=lambda row: (len(row.rendered.ids), row.id))
+    lessons = []
+    for start in track(range(0, len(ordered), REMEMBER_BATCH), "Remembering the original model"):
+        batch = ordered[start : start + REMEMBER_BATCH]
+        teachers = remember(lm, [row.rendered for row in batch])
+        lessons += [row._replace(teacher=teacher) for row, teacher in zip(batch, teachers, strict=True)]
+    return lessons

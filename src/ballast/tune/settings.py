@@ -19,6 +19,8 @@ class HardenSettings:
         refusals_per_step: Harmful prompts with refusals in one step.
         answers_per_step: Harmless prompts with the original model's answers in one step; the twins of the step's
             harmful prompts come first.
+        endings_per_step: Ends of refusals in one step, without which refusals repeat until the token limit; and as many
+            ends of sentences in the original model's answers, without which answers end where a refusal would.
         refusal_tokens: Tokens of a refusal that are learnt; whether to refuse is decided in the first few.
         micro_batch: Rows per backward pass; the step's gradient does not depend on it beyond rounding.
         help_weight: Factor of the divergence from the original model on harmless prompts.
@@ -38,13 +40,14 @@ class HardenSettings:
     warmup: float = 0.05
     refusals_per_step: int = 16
     answers_per_step: int = 40
+    endings_per_step: int = 4
     refusal_tokens: int = 5
-    micro_batch: int = 14
+    micro_batch: int = 16
     help_weight: float = 24.0
     answer_tokens: int = 4
     weight_decay: float = 0.0
     clip: float = 1.0
-    check_every: int = 10
+    check_every: int = 5
     check_tokens: int = 16
     judge: str = "keyword"
     max_over_refusal_rise: float = 0.05
@@ -59,7 +62,7 @@ class HardenSettings:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"The setting {name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("help_weight", "weight_decay", "max_over_refusal_rise", "answers_per_step"):
+        for name in ("help_weight", "weight_decay", "max_over_refusal_rise", "answers_per_step", "endings_per_step"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"The setting {name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.warmup < 1:

@@ -8,7 +8,7 @@ import torch
 
 from ballast.errors import NumericalError
 from ballast.models import LanguageModel
-from ballast.tune.lessons import Curriculum
+from ballast.tune.curriculum import Curriculum
 from ballast.tune.objective import lesson_losses
 from ballast.tune.settings import HardenSettings
 
@@ -37,7 +37,7 @@ def train_step(
     step: int,
 ) -> dict[str, float]:
     """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step."""
-    rows = lessons.batch(step, settings.refusals_per_step, settings.answers_per_step)
+    rows = lessons.batch(step, settings.refusals_per_step, settings.answers_per_step, settings.endings_per_step)
     rows.sort(key=lambda row: len(row.rendered.ids))  # little padding in each micro-batch
     refuse_tokens = sum(row.tokens for row in rows if row.teacher is None)
     help_tokens = max(1, sum(row.tokens for row in rows if row.teacher is not None))

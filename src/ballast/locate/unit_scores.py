@@ -1,0 +1,114 @@
+"""Scores of neurons, heads or layers, and how regions are cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from ballast.errors import RegionError, UsageError
+from ballast.locate.scores import Scores
+from ballast.models.units import UnitGroup
+from ballast.regions import Region
+from ballast.regions.arrays import index_type
+from ballast.regions.layout import layout_of
+from ballast.regions.metadata import Granularity
+from ballast.regions.selection import Scope
+from ballast.regions.threshold import Direction
+from ballast.regions.unit_selection import UnitScope, select_units
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnitScores(Scores):
+    """Scores of units.
+
+    Attributes:
+        granularity: What a unit is.
+        groups: The units that were scored.
+        values: (m,) fp32 scores of each group, non-negative.
+        chosen: Numbers of the units that the method itself chose, per group; None if it leaves that to `select`.
+    """
+
+    granularity: Granularity
+    groups: tuple[UnitGroup, ...]
+    values: tuple[torch.Tensor, ...]
+    chosen: tuple[torch.Tensor, ...] | None = None
+
+    def select(
+        self,
+        fraction: Fraction | float | str | None = None,
+        *,
+        scope: Scope | UnitScope | None = None,
+        direction: Direction = "top",
+        layers: Collection[int] | None = None,
+        outside: Region | None = None,
+    ) -> Region:
+        """As `Scores.select`."""
+        if scope in ("per_tensor", "per_row"):
+            raise UsageError(f"Units are not ranked {scope}; use the scope per_kind, per_layer or global.")
+        if outside is not None and direction == "bottom":
+            raise UsageError("The lowest scores outside of a region cannot be selected; use direction top.")
+        known = {group.layer for group in self.groups}
+        if strangers := set(layers or ()) - known:
+            raise UsageError(
+                f"There is no layer {min(strangers)} with scores; choose from {min(known)} to {max(known)}."
+            )
+        within = [group.layer in layers if layers is not None else True for group in self.groups]
+        allowed = [~self._touched(group, outside) & inside for group, inside in zip(self.groups, within, strict=True)]
+        chosen, record = select_units(
+            self.groups,
+            self.values,
+            allowed,
+            own=self.chosen,
+            fraction=fraction,
+            scope=scope if scope in ("global", "per_layer") else "per_kind",
+            direction=direction,
+            layers=layers,
+        )
+        pieces: dict[str, list[torch.Tensor]] = {}
+        for group, units in zip(self.groups, chosen, strict=True):
+            for name, entries in group.entries(units).items():
+                pieces.setdefault(name, []).append(entries)
+        layout = layout_of(self.lm.parts, {line.part.name for group in self.groups for line in group.lines})
+        indices = {
+            name: torch.from_numpy(np.unique(torch.cat(found).numpy()).astype(index_type(layout[name].numel)))
+            for name, found in sorted(pieces.items())
+            if sum(map(len, found))
+        }
+        if not indices:
+            raise RegionError("No unit would be selected; widen the selection, an empty region cannot be used.")
+        metadata = self._metadata(
+            indices,
+            layout,
+            outside,
+            selection=record,
+            layout=layout,
+            granularity=self.granularity,
+            units="units",
+            selected_units=self._named(chosen),
+        )
+        return Region(indices, metadata)
+
+    def _touched(self, group: UnitGroup, region: Region | None) -> torch.Tensor:
+        """(m,) which units own a weight of the region."""
+        touched = torch.zeros(group.size, dtype=torch.bool)
+        for line in group.lines:
+            if region is None or line.part.name not in region.indices:
+                continue
+            mask = torch.zeros(line.part.numel, dtype=torch.bool)
+            mask[region.indices[line.part.name].long()] = True
+            touched |= line.any_of(mask.view(line.part.shape), group.expert)
+        return touched
+
+    def _named(self, chosen: list[torch.Tensor]) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Per kind the selected units as (layer, expert or -1, number within the group's shape ...)."""
+        named: dict[str, list[tuple[int, ...]]] = {}
+        for group, units in zip(self.groups, chosen, strict=True):
+            place = (group.layer, -1 if group.expert is None else group.expert)
+            indices = np.unravel_index(units.numpy(), group.shape)
+            rows = [(*place, *map(int, index)) for index in zip(*indices, strict=True)]
+            named.setdefault(group.kind, []).extend(rows)
+        return {kind: tuple(sorted(rows)) for kind, rows in sorted(named.items()) if rows}
