@@ -22,7 +22,7 @@ from results import FOLDER, write_result
 
 from ballast import HardenSettings, LanguageModel, PromptSet, load_prompts, locate, open_model
 from ballast.judges import get_judge
-from ballast.locate import METHODS
+from ballast.locate import METHODS, WeightScores
 from ballast.pipeline import LOCATING, upper_half
 from ballast.prompts.overlap import without_near_duplicates
 from ballast.regions import (
@@ -32,12 +32,14 @@ from ballast.regions import (
     random_mask,
     recovery,
     unit_recovery,
+    units_of,
     whole_parameters,
 )
-from ballast.regions.units import Level
+from ballast.regions.units import UnitKind
 from ballast.tune.checks import check
+from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.harden import SELECT_HARMFUL
-from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
+from ballast.tune.lessons import refusal_lessons
 from ballast.tune.teach import Taught, taught
 
 PROMPTS, PROMPT_SEED = 64, 0
@@ -49,7 +51,13 @@ ENTRIES = 1_061_683  # 1 % of the eligible weights of SmolLM2, in every kind tha
 NEURONS = 614  # as many weights again, of the 1,536 neurons of a layer
 MATRICES, RANK = 3, 4
 TEACHING = HardenSettings(
-    steps=40, refusals_per_step=8, answers_per_step=16, refusal_tokens=32, micro_batch=12, help_weight=8.0
+    steps=40,
+    refusals_per_step=8,
+    answers_per_step=16,
+    endings_per_step=0,
+    refusal_tokens=32,
+    micro_batch=12,
+    help_weight=8.0,
 )
 
 
@@ -58,13 +66,13 @@ class Kind(NamedTuple):
 
     Attributes:
         regions: The planted region and the decoy, from the model, two layers and a seed.
-        levels: The units that can be found beside single weights.
+        units: What can be found beside single weights.
         rank: Of the change; None for single weights.
         learning_rate: Peak rate of teaching.
     """
 
     regions: Callable[[LanguageModel, list[int], int], tuple[Region, Region]]
-    levels: tuple[Level, ...]
+    units: tuple[UnitKind, ...]
     rank: int | None = None
     learning_rate: float = 1e-3
 
@@ -102,25 +110,27 @@ def drawn(lm: LanguageModel, kind: Kind, seed: int) -> tuple[Region, Region]:
 
 def compared(lm: LanguageModel, kind: Kind, scores: Mapping[str, torch.Tensor], planted: Region) -> dict[str, Any]:
     """What the highest scores share with a region, as single weights and as units."""
-    parts = lm.parts.eligible()
-    found = at_planted_size(scores, planted, parts)
+    found = at_planted_size(scores, planted, lm.parts.eligible())
     return {
-        "weights": recovery(found, planted, parts)._asdict(),
-        "units": [unit_recovery(found, planted, parts, level)._asdict() for level in kind.levels],
+        "weights": recovery(found, planted)._asdict(),
+        "units": [unit_recovery(found, planted, units_of(lm, unit))._asdict() for unit in kind.units],
     }
 
 
 def left_out() -> dict[str, str]:
-    """Registered methods that need more than prompts, and what they need."""
-    return {name: f"needs {method.needs}" for name, method in METHODS.items() if method.needs not in PROMPTS_ONLY}
+    """Registered methods that are not asked, and why."""
+    reasons = {name: f"needs {method.needs}" for name, method in METHODS.items() if method.needs not in PROMPTS_ONLY}
+    coarse = {name: method.granularity for name, method in METHODS.items() if method.granularity != "weight"}
+    return reasons | {name: f"scores units of kind {kind}, not weights" for name, kind in coarse.items()}
 
 
 def scored(lm: LanguageModel, prompts: PromptSet, seed: int) -> Iterator[tuple[str, dict[str, torch.Tensor], float]]:
     """The scores of one method after the other, with the seconds that they took."""
     for name in sorted(METHODS.keys() - left_out().keys()):
         start = time.perf_counter()
-        values = locate(lm, prompts, name, seed=seed).values
-        yield name, values, time.perf_counter() - start
+        scores = locate(lm, prompts, name, seed=seed)
+        assert isinstance(scores, WeightScores)
+        yield name, scores.values, time.perf_counter() - start
 
 
 def untaught(lm: LanguageModel, prompts: PromptSet, seed: int) -> dict[str, Any]:
@@ -182,11 +192,12 @@ def teachings(lm: LanguageModel, prompts: PromptSet, seed: int) -> dict[str, Cur
     harmless = [
         without_near_duplicates(load_prompts(name), [prompts]).sample(limit, seed) for name, limit in HARMLESS.items()
     ]
-    tokens = TEACHING.refusal_tokens
-    kept = help_lessons(lm, harmless, TEACHING.answer_tokens, None)
+    other = refusal_lessons(
+        lm, [load_prompts(DECOY)], TEACHING.refusal_tokens
+    )  # rows with responses, whatever they say
     return {
-        "refusal": Curriculum(refusal_lessons(lm, [rows], tokens), kept, seed),
-        "decoy": Curriculum(refusal_lessons(lm, [load_prompts(DECOY)], tokens), [], seed),
+        "refusal": curriculum(lm, [rows], harmless, dataclasses.replace(TEACHING, seed=seed), None),
+        "decoy": Curriculum(other, [], seed),
     }
 
 

@@ -74,10 +74,10 @@ def planted(kind: str, seed: int) -> list[str]:
     results = read_json(FOLDER / "planted" / f"{kind}-{seed}.json")["results"]
     untaught = read_json(FOLDER / "planted" / f"untaught-{seed}.json")["results"]["kinds"][kind]
     oracle = results["methods"]["oracle"]
-    levels = [row["level"] for row in oracle["units"]]
+    kinds = [row["kind"] for row in oracle["units"]]
     first = oracle["weights"]
     before, after = results["checks"]
-    heads = ["method", "precision, %", "times chance", "untaught", "decoy", "matrices only, %", *levels]
+    heads = ["method", "precision, %", "times chance", "untaught", "decoy", "matrices only, %", *kinds]
     lines = [
         f"{results['planted']}, decoy {results['decoy']}; chance {100 * first['chance']:.2f} %",
         f"refused: harmful {1 - before['attack_success_rate']:.2f} to {1 - after['attack_success_rate']:.2f} of "

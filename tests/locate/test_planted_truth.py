@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from ballast.locate import locate
+from ballast.locate import Scores, WeightScores, locate
 from ballast.models import LanguageModel
 from ballast.regions import (
     Recovery,
@@ -26,12 +26,14 @@ from ballast.regions import (
     random_mask,
     recovery,
     unit_recovery,
+    units_of,
     whole_parameters,
 )
 from ballast.regions.threshold import Direction
-from ballast.regions.units import Level
+from ballast.regions.units import UnitKind
 from ballast.tune import HardenSettings
-from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
+from ballast.tune.curriculum import Curriculum
+from ballast.tune.lessons import help_lessons, refusal_lessons
 from ballast.tune.teach import Taught, taught
 from tests.tune.world import HARMLESS
 from tests.worlds import prompt_set, tiny_lm
@@ -52,11 +54,12 @@ SETTINGS = HardenSettings(
     micro_batch=7,
     help_weight=1.0,
     answer_tokens=4,
+    endings_per_step=0,
 )
 METHODS = ("esi", "snip", "wanda", "gradient", "gradient_times_weight", "magnitude", "sigma", "random")
 SEEDS = (0, 1, 2)
 KINDS = ("random mask", "neuron group", "layer", "low rank")
-LEVELS: dict[str, tuple[Level, ...]] = {
+UNITS: dict[str, tuple[UnitKind, ...]] = {
     "random mask": (),
     "neuron group": ("layer", "matrix", "neuron"),
     "layer": ("layer",),
@@ -88,10 +91,10 @@ class World(NamedTuple):
     oracle: dict[str, torch.Tensor]
 
     def recovered(self, found: Mapping[str, torch.Tensor]) -> Recovery:
-        return recovery(found, self.planted, self.lm.parts.eligible())
+        return recovery(found, self.planted)
 
-    def by_unit(self, found: Mapping[str, torch.Tensor], level: Level) -> UnitRecovery:
-        return unit_recovery(found, self.planted, self.lm.parts.eligible(), level)
+    def by_unit(self, found: Mapping[str, torch.Tensor], kind: UnitKind) -> UnitRecovery:
+        return unit_recovery(found, self.planted, units_of(self.lm, kind))
 
 
 def regions(lm: LanguageModel, kind: str, seed: int) -> tuple[Region, Region]:
@@ -108,6 +111,11 @@ def regions(lm: LanguageModel, kind: str, seed: int) -> tuple[Region, Region]:
     return whole_parameters(lm, 2, seed, layers=[1]), whole_parameters(lm, 2, seed, layers=[0])
 
 
+def weight_scores(scores: Scores) -> dict[str, torch.Tensor]:
+    assert isinstance(scores, WeightScores)
+    return scores.values
+
+
 @cache
 def world(architecture: str, kind: str, seed: int) -> World:
     lm = tiny_lm(architecture, seed=seed)
@@ -119,7 +127,7 @@ def world(architecture: str, kind: str, seed: int) -> World:
     rank = 2 if kind == "low rank" else None
 
     def found() -> dict[str, dict[str, torch.Tensor]]:
-        return {name: locate(lm, HELD_APART, name, seed=seed).values for name in METHODS}
+        return {name: weight_scores(locate(lm, HELD_APART, name, seed=seed)) for name in METHODS}
 
     def cut(scores: dict[str, dict[str, torch.Tensor]], direction: Direction) -> dict[str, dict[str, torch.Tensor]]:
         return {name: at_planted_size(values, planted, parts, direction) for name, values in scores.items()}
@@ -148,8 +156,9 @@ class TestEveryKind:
         found = here.recovered(here.oracle)
         assert (found.shared, found.precision) == (moved, 1.0)
         assert found.recall == moved / len(here.planted) > 0.95
-        for level in LEVELS[kind]:
-            assert here.by_unit(here.oracle, level)[3::2] == (1.0, 1.0)
+        for unit in UNITS[kind]:
+            result = here.by_unit(here.oracle, unit)
+            assert (result.precision, result.area) == (1.0, 1.0)
 
     def test_methods_find_as_many_weights_as_were_planted(self, architecture: str, kind: str) -> None:
         here = world(architecture, kind, 0)
@@ -184,8 +193,7 @@ class TestRandomMask:
     def test_and_so_are_those_that_were_trained_on_something_else(self, seed: int) -> None:
         """Magnitude finds training, not refusal."""
         here = world("llama", "random mask", seed)
-        parts = here.lm.parts.eligible()
-        assert recovery(here.taught["magnitude"], here.decoy, parts).p < 1e-12
+        assert recovery(here.taught["magnitude"], here.decoy).p < 1e-12
 
     @pytest.mark.parametrize("name", ["gradient_times_weight", "snip", "wanda"])
     def test_scores_with_the_weight_in_them_beat_chance_but_not_the_weight_alone(self, name: str, seed: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from ballast.errors import UsageError
 from ballast.regions import Region
 from ballast.regions.planted import neuron_group, random_mask, whole_parameters
+from ballast.regions.units import units_of
 from tests.regions.worlds import places
 from tests.worlds import tiny_lm
 from tests.zoo import ARCHITECTURES
@@ -61,6 +62,16 @@ def test_a_mask_is_uniform_over_all_weights() -> None:
     for counts in drawn.values():  # no parameter and no end of a parameter is preferred
         for piece in (counts, counts[: len(counts) // 2], counts[:32]):
             assert abs(piece.mean() - 40) < 4.5 * 6 / len(piece) ** 0.5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_neurons_are_planted_whole(architecture: str) -> None:
+    lm = tiny_lm(architecture)
+    units, planted = units_of(lm, "neuron"), neuron_group(lm, 17, seed=1, layer=1)
+    counts = units.counted(planted.indices)
+    assert np.count_nonzero(counts) == 17
+    assert (counts == np.where(counts > 0, units.sizes(), 0)).all()
+    assert {lm.parts.by_name(name).layer for name in planted.indices} == {1}
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

@@ -14,6 +14,7 @@ import torch
 from ballast.errors import RegionError
 from ballast.regions import Region
 from ballast.regions.recovery import at_planted_size, recovery, unit_recovery
+from ballast.regions.units import layer_units
 from tests.regions.worlds import SmallPart, places, region
 
 TINY = (SmallPart("a", 0, "query", (2, 2)), SmallPart("b", 1, "query", (1, 4)))
@@ -33,7 +34,7 @@ def test_chance_is_the_share_of_all_regions(size: int) -> None:
     drawn = all_regions(size)
     shared = [len(places(found) & places(PLANTED)) for found in drawn]
     for found, count in zip(drawn, shared, strict=True):
-        result = recovery(found.indices, PLANTED, TINY)
+        result = recovery(found.indices, PLANTED)
         assert (result.planted, result.found, result.shared) == (4, size, count)
         assert (result.precision, result.recall) == (count / size, count / 4)
         assert result.chance == pytest.approx(np.mean(shared) / size)
@@ -45,13 +46,13 @@ def test_chance_is_the_share_of_all_regions(size: int) -> None:
 
 def test_at_the_planted_size_precision_is_recall() -> None:
     for found in all_regions(4)[::7]:
-        assert recovery(found.indices, PLANTED, TINY).precision == recovery(found.indices, PLANTED, TINY).recall
+        assert recovery(found.indices, PLANTED).precision == recovery(found.indices, PLANTED).recall
 
 
 def test_the_interval_leaves_out_at_most_a_fortieth_at_each_end() -> None:
     part = SmallPart("w", 0, "query", (40, 25))
     planted, found = region({"w": range(100)}, [part]), region({"w": range(50, 130)}, [part])
-    result = recovery(found.indices, planted, [part])
+    result = recovery(found.indices, planted)
     exact = [
         Fraction(math.comb(100, k) * math.comb(900, 80 - k), math.comb(1000, 80)) for k in range(81)
     ]  # probability of k shared weights
@@ -69,24 +70,24 @@ class TestUnits:
 
     def test_by_hand(self) -> None:
         planted = self.region(0, 2, 3, 0)
-        best = unit_recovery(self.region(1, 5, 4, 0).indices, planted, self.PARTS, "layer")
+        best = unit_recovery(self.region(1, 5, 4, 0).indices, planted, layer_units(planted.layout))
         assert best == ("layer", 2, 4, 1.0, 0.5, 1.0)
         # the order is 3, 1, 0, 2: of the first two one is planted; of four pairs layer 1 wins against 0, 2 against none
-        mixed = unit_recovery(self.region(3, 5, 1, 7).indices, planted, self.PARTS, "layer")
+        mixed = unit_recovery(self.region(3, 5, 1, 7).indices, planted, layer_units(planted.layout))
         assert mixed == ("layer", 2, 4, 0.5, 0.5, 0.25)
-        worst = unit_recovery(self.region(3, 0, 1, 7).indices, planted, self.PARTS, "layer")
+        worst = unit_recovery(self.region(3, 0, 1, 7).indices, planted, layer_units(planted.layout))
         assert worst == ("layer", 2, 4, 0.0, 0.5, 0.0)
 
     def test_a_unit_counts_by_its_share(self) -> None:
         """Four of ten weights are more than five of twenty."""
         parts = (SmallPart("a", 0, "query", (2, 5)), SmallPart("b", 1, "query", (4, 5)))
         found, planted = region({"a": range(4), "b": range(5)}, parts), region({"a": [9]}, parts)
-        assert unit_recovery(found.indices, planted, parts, "layer").precision == 1
+        assert unit_recovery(found.indices, planted, layer_units(planted.layout)).precision == 1
 
     @pytest.mark.parametrize("counts", [(2, 2, 1, 2), (0, 0, 0, 5), (1, 1, 1, 1), (3, 3, 5, 5)])
     def test_ties_count_as_the_mean_over_their_orders(self, counts: tuple[int, ...]) -> None:
         planted = self.region(0, 1, 0, 1)
-        result = unit_recovery(self.region(*counts).indices, planted, self.PARTS, "layer")
+        result = unit_recovery(self.region(*counts).indices, planted, layer_units(planted.layout))
         precisions, areas = [], []
         for order in itertools.permutations(range(4)):
             if any(counts[a] < counts[b] for a, b in itertools.pairwise(order)):
@@ -97,8 +98,9 @@ class TestUnits:
         assert result.area == pytest.approx(np.mean(areas))
 
     def test_nothing_to_tell_apart_is_refused(self) -> None:
+        everywhere = self.region(1, 1, 1, 1)
         with pytest.raises(RegionError, match="4 of 4 units are planted, so no layer can be found"):
-            unit_recovery(self.region(1, 0, 0, 0).indices, self.region(1, 1, 1, 1), self.PARTS, "layer")
+            unit_recovery(self.region(1, 0, 0, 0).indices, everywhere, layer_units(everywhere.layout))
 
 
 class TestAtPlantedSize:
@@ -112,7 +114,7 @@ class TestAtPlantedSize:
         scores = {**self.SCORES, "a": torch.zeros(2, 2)}
         found = at_planted_size(scores, PLANTED, TINY)
         assert {name: indices.tolist() for name, indices in found.items()} == {"b": [0, 2]}
-        assert recovery(found, PLANTED, TINY).found == 2
+        assert recovery(found, PLANTED).found == 2
 
     def test_bottom_takes_zeros(self) -> None:
         found = at_planted_size(self.SCORES, PLANTED, TINY, "bottom")
@@ -121,6 +123,6 @@ class TestAtPlantedSize:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(RegionError, match="lm_head is not in the layout of the planted region"):
-        recovery(region({"lm_head": [1]}).indices, PLANTED, TINY)
+        recovery(region({"lm_head": [1]}).indices, PLANTED)
     with pytest.raises(RegionError, match="No weight was found"):
-        recovery({}, PLANTED, TINY)
+        recovery({}, PLANTED)

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 
@@ -25,7 +25,6 @@ class SmallPart:
     shape: tuple[int, ...]
     orientation: Orientation = "out_in"
     expert_dim: int | None = None
-    halves: Literal["contiguous", "interleaved"] | None = None
 
     @property
     def numel(self) -> int:

@@ -11,7 +11,8 @@ from ballast.errors import NumericalError, RegionError, UsageError
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
 from ballast.regions import Region, neuron_group, random_mask, whole_parameters
-from ballast.tune.lessons import Curriculum, help_lessons, refusal_lessons
+from ballast.tune.curriculum import Curriculum
+from ballast.tune.lessons import help_lessons, refusal_lessons
 from ballast.tune.teach import taught
 from tests.tune.world import HARMLESS, REFUSALS, SETTINGS
 from tests.worlds import tiny_lm

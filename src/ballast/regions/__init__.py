@@ -8,6 +8,7 @@ from ballast.regions.refine import Refinement, refine
 from ballast.regions.region import Region
 from ballast.regions.selection import Selection, SelectionRecord, exact_fraction, select_top
 from ballast.regions.threshold import Threshold, exact_threshold
+from ballast.regions.units import Units, units_of
 
 __all__ = [
     "Coverage",
@@ -24,6 +25,7 @@ __all__ = [
     "Skipped",
     "Threshold",
     "UnitRecovery",
+    "Units",
     "at_planted_size",
     "exact_fraction",
     "exact_threshold",
@@ -34,5 +36,6 @@ __all__ = [
     "refine",
     "select_top",
     "unit_recovery",
+    "units_of",
     "whole_parameters",
 ]

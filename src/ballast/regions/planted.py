@@ -6,6 +6,7 @@ whatever else it prefers (see `recovery`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch
 
 from ballast.errors import UsageError
 from ballast.models import LanguageModel, Part
+from ballast.models.units import neuron_groups
 from ballast.regions.arrays import Indices, index_type
 from ballast.regions.layout import layout_of
 from ballast.regions.metadata import ModelIdentity, RegionMetadata
 from ballast.regions.region import Region
-from ballast.regions.units import units_of
 
 
 def random_mask(lm: LanguageModel, count: int, seed: int, *, layers: Collection[int] | None = None) -> Region:
@@ -51,11 +52,17 @@ def neuron_group(lm: LanguageModel, count: int, seed: int, *, layer: int) -> Reg
         layer: The decoder block.
 
     Raises:
-        UsageError: The block has fewer than `count` neurons.
-        RegionError: The model does not say which weights belong to one neuron.
+        UsageError: The block has fewer than `count` neurons that can be told apart.
     """
-    units = units_of(_within(lm, [layer]), "neuron")
-    indices = units.weights_of(_draw(units.count, count, seed, "neurons"))
+    groups = [group for group in neuron_groups(lm, ("feed_forward",))[0] if group.layer == layer]
+    starts = np.cumsum([0, *(group.size for group in groups)])
+    drawn = np.sort(_draw(int(starts[-1]), count, seed, "neurons"))
+    pieces: dict[str, list[Indices]] = defaultdict(list)
+    for group, start in zip(groups, starts, strict=False):
+        own = drawn[(drawn >= start) & (drawn < start + group.size)] - start
+        for name, entries in group.entries(torch.from_numpy(own)).items():
+            pieces[name].append(entries.numpy())
+    indices = {name: np.sort(np.concatenate(found)) for name, found in pieces.items()}
     return _region(lm, indices, "neuron group", {"count": count, "layer": layer}, seed)
 
 

@@ -15,7 +15,7 @@ from ballast.regions.overlap import intersection_moments
 from ballast.regions.region import Region
 from ballast.regions.selection import select_top
 from ballast.regions.threshold import Direction
-from ballast.regions.units import Level, UnitPart, units_of
+from ballast.regions.units import UnitKind, Units, matrix_units
 
 CHANCE_LEVEL = 0.95
 
@@ -77,13 +77,12 @@ class Recovery(NamedTuple):
     within_matrices: float
 
 
-def recovery(found: Mapping[str, torch.Tensor], planted: Region, parts: Iterable[UnitPart]) -> Recovery:
+def recovery(found: Mapping[str, torch.Tensor], planted: Region) -> Recovery:
     """Compare what was found with what was planted.
 
     Args:
         found: Ascending flat C-order indices (k,) by parameter name, such as `region.indices`.
         planted: The truth.
-        parts: The parameters that could have been selected, such as `lm.parts.eligible()`.
 
     Raises:
         RegionError: Nothing was found, or weights that could not have been planted.
@@ -93,7 +92,7 @@ def recovery(found: Mapping[str, torch.Tensor], planted: Region, parts: Iterable
         raise RegionError(f"{min(strangers)} is not in the layout of the planted region; locate on the model of both.")
     if not any(map(len, found.values())):
         raise RegionError("No weight was found, so nothing can be compared; select at least one.")
-    matrices = units_of(parts, "matrix")
+    matrices = matrix_units(planted.layout)
     in_found, in_planted = matrices.counted(found), matrices.counted(planted.indices)
     eligible, size, drawn = planted.metadata.eligible, len(planted), int(in_found.sum())
     shared = sum(
@@ -122,7 +121,7 @@ class UnitRecovery(NamedTuple):
     Units are ranked by the share of their weights that was found. A unit is planted if any of its weights is.
 
     Attributes:
-        level: What a unit is.
+        kind: What a unit is.
         planted: Units that hold planted weights.
         units: All units.
         precision: Of as many units as were planted, those ranked highest: the share that is planted. Ties count as in
@@ -132,7 +131,7 @@ class UnitRecovery(NamedTuple):
             chance.
     """
 
-    level: Level
+    kind: UnitKind
     planted: int
     units: int
     precision: float
@@ -140,29 +139,27 @@ class UnitRecovery(NamedTuple):
     area: float
 
 
-def unit_recovery(
-    found: Mapping[str, torch.Tensor], planted: Region, parts: Iterable[UnitPart], level: Level
-) -> UnitRecovery:
+def unit_recovery(found: Mapping[str, torch.Tensor], planted: Region, units: Units) -> UnitRecovery:
     """Compare what was found with what was planted, unit by unit.
 
     Args:
         found: As for `recovery`.
         planted: The truth.
-        parts: As for `recovery`.
-        level: What a unit is.
+        units: Such as `units_of(lm, "layer")`.
 
     Raises:
-        RegionError: There are no such units, or every one of them is planted or none.
+        RegionError: Every one of the units is planted, or none.
     """
-    units = units_of(parts, level)
     is_planted = units.counted(planted.indices) > 0
     total = int(is_planted.sum())
     if total in (0, units.count):
-        raise RegionError(f"{total} of {units.count} units are planted, so no {level} can be found; compare weights.")
+        raise RegionError(
+            f"{total} of {units.count} units are planted, so no {units.kind} can be found; compare weights."
+        )
     density = units.counted(found) / units.sizes()
     cut = np.sort(density)[-total]
     above, tied = density > cut, density == cut
     hits = is_planted[above].sum() + (total - above.sum()) * is_planted[tied].mean()
     ranks = rankdata(density)[is_planted]  # 1 is the lowest; ties share their mean
     area = (ranks.sum() - total * (total + 1) / 2) / (total * (units.count - total))
-    return UnitRecovery(level, total, units.count, float(hits) / total, total / units.count, float(area))
+    return UnitRecovery(units.kind, total, units.count, float(hits) / total, total / units.count, float(area))

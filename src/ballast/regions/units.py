@@ -1,136 +1,115 @@
-"""Units that weights make up: decoder blocks, weight matrices, and the neurons of feed-forward networks.
-
-A neuron of a feed-forward network is one entry of its inner vector. Its weights are what computes that entry (a row of
-gate and of up, or of both in one fused matrix) and what reads it (a column of down); where layers are stored the other
-way round, rows are columns.
-"""
+"""Units that weights make up: decoder blocks, weight matrices, and the neurons of feed-forward networks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ballast.errors import RegionError
-from ballast.regions.arrays import Counts, Indices
-from ballast.regions.layout import PartLike
+from ballast.models import LanguageModel
+from ballast.models.units import neuron_groups
+from ballast.regions.arrays import Counts
+from ballast.regions.layout import Layout, layout_of
 
-Level = Literal["layer", "matrix", "neuron"]
-FEED_FORWARD = ("gate", "up", "gate_up", "down")
-
-
-class UnitPart(PartLike, Protocol):
-    """What must be known of a parameter to tell its neurons; the parts of `ballast.models` fit."""
-
-    @property
-    def halves(self) -> Literal["contiguous", "interleaved"] | None:
-        """How a fused gate and up orders its output neurons; None if it is not fused, or not known."""
+UnitKind = Literal["layer", "matrix", "neuron"]
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Every unit of one level, numbered from 0.
+    """Every unit of one kind, numbered from 0.
 
     Attributes:
+        kind: What a unit is.
+        count: How many there are.
         numbers: By parameter name, the unit of each entry, in a shape that broadcasts to that of the parameter.
-            Parameters that belong to no unit of this level, such as attention to no neuron, are left out.
+            Parameters that belong to no unit of this kind, such as attention to no neuron, are left out.
         shapes: The shapes of these parameters.
-        count: How many units there are.
     """
 
-    numbers: dict[str, NDArray[np.int64]]
-    shapes: dict[str, tuple[int, ...]]
+    kind: UnitKind
     count: int
+    numbers: Mapping[str, NDArray[np.int64]]
+    shapes: Mapping[str, tuple[int, ...]]
 
     def sizes(self) -> Counts:
         """Weights of each unit, (units,)."""
         sizes = np.zeros(self.count, np.int64)
         for name, numbers in self.numbers.items():
-            np.add.at(sizes, numbers.reshape(-1), math.prod(self.shapes[name]) // numbers.size)
+            per_number = np.broadcast_to(numbers, self.shapes[name]).size // numbers.size
+            sizes += per_number * np.bincount(numbers.reshape(-1), minlength=self.count)
         return sizes
 
     def counted(self, indices: Mapping[str, torch.Tensor]) -> Counts:
         """How many of the given weights are in each unit; flat C-order indices (k,) per name to (units,)."""
         counts = np.zeros(self.count, np.int64)
         for name in indices.keys() & self.numbers.keys():
-            whole = np.broadcast_to(self.numbers[name], self.shapes[name])
-            inside = whole[np.unravel_index(indices[name].numpy(), self.shapes[name])]
+            places = np.unravel_index(indices[name].numpy(), self.shapes[name])
+            inside = np.broadcast_to(self.numbers[name], self.shapes[name])[places]
             counts += np.bincount(inside, minlength=self.count)
         return counts
 
-    def weights_of(self, chosen: Indices) -> dict[str, Indices]:
-        """All weights of the chosen units: ascending flat C-order indices (k,) per parameter that has any."""
-        found = {}
-        for name, numbers in self.numbers.items():
-            places = np.flatnonzero(np.broadcast_to(np.isin(numbers, chosen), self.shapes[name]))
-            if places.size:
-                found[name] = places
-        return found
 
-
-def units_of(parts: Iterable[UnitPart], level: Level) -> Units:
-    """Number the units of some parameters.
-
-    Args:
-        parts: The parameters, such as `lm.parts.eligible()`.
-        level: `layer`; `matrix`, one per expert for experts in one tensor; or `neuron` of a feed-forward network.
+def units_of(lm: LanguageModel, kind: UnitKind) -> Units:
+    """The units of this kind that a model's eligible weights make up.
 
     Raises:
-        RegionError: No parameter belongs to a unit, or a model does not say how its fused gate and up are ordered.
+        RegionError: The neurons of a layer cannot be told apart.
     """
-    known: dict[object, int] = {}  # the first number of each layer, matrix or feed-forward network
+    if kind == "neuron":
+        return neuron_units(lm)
+    layout = layout_of(lm.parts, [part.name for part in lm.parts.eligible()])
+    return layer_units(layout) if kind == "layer" else matrix_units(layout)
+
+
+def layer_units(layout: Layout) -> Units:
+    """Decoder blocks; what lies outside of them is one unit more."""
+    known: dict[int | None, int] = {}
+    numbers = {
+        name: np.full([1] * len(tensor.shape), known.setdefault(tensor.layer, len(known)))
+        for name, tensor in layout.items()
+    }
+    return Units("layer", len(known), numbers, _shapes(layout))
+
+
+def matrix_units(layout: Layout) -> Units:
+    """Weight matrices, one for each expert of experts in one tensor."""
+    numbers, count = {}, 0
+    for name, tensor in layout.items():
+        along_experts = [-1 if axis == tensor.expert_dim else 1 for axis in range(len(tensor.shape))]
+        numbers[name] = np.arange(count, count + tensor.matrices).reshape(along_experts)
+        count += tensor.matrices
+    return Units("matrix", count, numbers, _shapes(layout))
+
+
+def neuron_units(lm: LanguageModel) -> Units:
+    """Neurons of the feed-forward networks, in all layers and experts.
+
+    Raises:
+        RegionError: The neurons of a layer cannot be told apart.
+    """
+    groups, missing = neuron_groups(lm, ("feed_forward",))
+    if missing:
+        raise RegionError(f"{missing[0]}; compare layers or matrices of this model.")
     numbers: dict[str, NDArray[np.int64]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     count = 0
-    for part in parts:
-        within = _within(part, level)
-        if within is None:
-            continue
-        owner = {"layer": part.layer, "matrix": part.name, "neuron": _network(part.name)}[level]
-        if owner not in known:
-            known[owner] = count
-            count += int(within.max()) + 1
-        numbers[part.name] = within + known[owner]
-        shapes[part.name] = tuple(part.shape)
-    if not count:
-        raise RegionError(f"No parameter belongs to a {level}; choose another kind of unit for this model.")
-    return Units(numbers, shapes, count)
+    for group in groups:
+        own = np.arange(count, count + group.size)[:, None]  # (m, 1)
+        count += group.size
+        for part, along_rows, positions in ((line.part, line.along_rows, line.positions) for line in group.lines):
+            rows, columns = part.shape[-2:]
+            matrix = (rows, 1) if along_rows else (1, columns)
+            table = numbers.setdefault(part.name, np.zeros((*part.shape[:-2], *matrix), np.int64))
+            shapes[part.name] = part.shape
+            one = table if group.expert is None else table[group.expert]
+            one.reshape(-1)[positions.numpy()] = own
+    return Units("neuron", count, numbers, shapes)
 
 
-def _within(part: UnitPart, level: Level) -> NDArray[np.int64] | None:
-    """The unit of each entry, counted within its layer, parameter or network; None if it belongs to none."""
-    if level == "layer":
-        return np.zeros([1] * len(part.shape), np.int64)
-    expert = np.zeros([1] * len(part.shape), np.int64)
-    if part.expert_dim is not None:
-        expert = _along(part.expert_dim, np.arange(part.shape[part.expert_dim]), part)
-    if level == "matrix":
-        return expert
-    role = part.role.rpartition(".")[2]
-    if role not in FEED_FORWARD:
-        return None
-    reads_inner = role == "down"
-    axis = -2 if (part.orientation == "out_in") != reads_inner else -1
-    positions = np.arange(part.shape[axis])
-    width = len(positions)
-    if role == "gate_up":
-        if part.halves is None:
-            raise RegionError(f"The model does not say how {part.name} orders gate and up; choose layers or matrices.")
-        width //= 2
-        positions = positions % width if part.halves == "contiguous" else positions // 2
-    return expert * width + _along(len(part.shape) + axis, positions, part)
-
-
-def _along(axis: int, values: NDArray[np.int64], part: UnitPart) -> NDArray[np.int64]:
-    """Values (k,) in a shape that broadcasts along one axis of a parameter."""
-    return values.reshape([-1 if other == axis else 1 for other in range(len(part.shape))])
-
-
-def _network(name: str) -> str:
-    """The module that holds the matrices of one feed-forward network (for experts in one tensor, of all of them)."""
-    return name.removesuffix(".weight").rpartition(".")[0]
+def _shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in layout.items()}

@@ -13,7 +13,7 @@ from ballast.locate.engine import only_trainable
 from ballast.models import LanguageModel
 from ballast.progress import track
 from ballast.regions import Region
-from ballast.tune.lessons import Curriculum
+from ballast.tune.curriculum import Curriculum
 from ballast.tune.low_rank import LowRankAdam
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
