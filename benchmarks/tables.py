@@ -1,4 +1,4 @@
-"""The tables of the README and docs/harden.md, as Markdown, from `results/`."""
+"""The tables of the README, docs/harden.md and docs/planted.md, as Markdown, from `results/`."""
 
 from __future__ import annotations
 
@@ -69,6 +69,42 @@ def curve() -> list[str]:
     return lines
 
 
+def planted(kind: str, seed: int) -> list[str]:
+    """One line per method: what it shares with the planted region, and with what it must be compared."""
+    results = read_json(FOLDER / "planted" / f"{kind}-{seed}.json")["results"]
+    untaught = read_json(FOLDER / "planted" / f"untaught-{seed}.json")["results"]["kinds"][kind]
+    oracle = results["methods"]["oracle"]
+    kinds = [row["kind"] for row in oracle["units"]]
+    first = oracle["weights"]
+    before, after = results["checks"]
+    heads = ["method", "precision, %", "times chance", "untaught", "decoy", "matrices only, %", *kinds]
+    lines = [
+        f"{results['planted']}, decoy {results['decoy']}; chance {100 * first['chance']:.2f} %",
+        f"refused: harmful {1 - before['attack_success_rate']:.2f} to {1 - after['attack_success_rate']:.2f} of "
+        f"{after['n_harmful']}, harmless {before['over_refusal']:.2f} to {after['over_refusal']:.2f} of "
+        f"{after['n_harmless']}; loss {results['loss']}",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for name, found in sorted(results["methods"].items(), key=lambda row: -row[1]["weights"]["precision"]):
+        weights = found["weights"]
+        cells = [f"{100 * weights['precision']:.2f}", times(weights)]
+        cells += [times(untaught[name]["weights"]), times(found["decoy"]["weights"])] if name in untaught else ["", ""]
+        cells.append(f"{100 * weights['within_matrices']:.2f}")
+        for place, row in enumerate(found["units"]):
+            earlier = f" ({untaught[name]['units'][place]['area']:.2f})" if name in untaught else ""
+            cells.append(f"{row['area']:.2f}{earlier}")
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
+
+
+def times(weights: dict[str, Any]) -> str:
+    """How often chance a precision is; in brackets if it is within the 95 % interval of chance."""
+    ratio = f"{weights['precision'] / weights['chance']:.2f}"
+    return f"({ratio})" if weights["low"] <= weights["precision"] <= weights["high"] else ratio
+
+
 def main() -> None:
     for name in ("main_job", "main_job_builtin"):
         if (FOLDER / f"{name}.json").exists():
@@ -76,6 +112,10 @@ def main() -> None:
     for name in ("fresh_sets", "fresh_sets_builtin"):
         if (FOLDER / f"{name}.json").exists():
             print(f"## {name}", "", *rates(read_json(FOLDER / f"{name}.json")["results"]["sets"]), "", sep="\n")
+    for path in sorted((FOLDER / "planted").glob("*.json")):
+        kind, _, seed = path.stem.rpartition("-")
+        if kind != "untaught":
+            print(f"## planted {path.stem}", "", *planted(kind, int(seed)), "", sep="\n")
     if (FOLDER / "harden").exists():
         print("## harden_curve", "", *curve(), sep="\n")
 

@@ -1,17 +1,21 @@
-"""Sets of weights: exact selection, the Region file, set algebra and overlap with its chance level."""
+"""Sets of weights: exact selection, the Region file, set algebra, overlap with its chance level, and planted truth."""
 
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import PairOverlap, overlap
+from ballast.regions.planted import neuron_group, random_mask, whole_parameters
+from ballast.regions.recovery import Recovery, UnitRecovery, at_planted_size, recovery, unit_recovery
 from ballast.regions.refine import Refinement, refine
 from ballast.regions.region import Region
 from ballast.regions.selection import Selection, SelectionRecord, exact_fraction, select_top
 from ballast.regions.threshold import Threshold, exact_threshold
+from ballast.regions.units import Units, units_of
 
 __all__ = [
     "Coverage",
     "ModelIdentity",
     "PairOverlap",
     "PromptSource",
+    "Recovery",
     "Refinement",
     "Region",
     "RegionMetadata",
@@ -20,9 +24,18 @@ __all__ = [
     "SelectionRecord",
     "Skipped",
     "Threshold",
+    "UnitRecovery",
+    "Units",
+    "at_planted_size",
     "exact_fraction",
     "exact_threshold",
+    "neuron_group",
     "overlap",
+    "random_mask",
+    "recovery",
     "refine",
     "select_top",
+    "unit_recovery",
+    "units_of",
+    "whole_parameters",
 ]
