@@ -36,7 +36,9 @@ torch.set_num_threads(1)
 
 PROMPTS = prompt_set("harmful", ["How?", "Write a threat"], [None, "No, I will not."])
 POLICY_GRADIENT = ExpectedSafetyImpact(estimator="policy_gradient", samples=2, max_new_tokens=5, judge="table")
-CASES: dict[str, str | Method] = {**{name: name for name in METHODS}, "esi by policy gradient": POLICY_GRADIENT}
+OF_WEIGHTS = [name for name, kind in METHODS.items() if kind.granularity == "weight"]
+CASES: dict[str, str | Method] = {**{name: name for name in OF_WEIGHTS}, "esi by policy gradient": POLICY_GRADIENT}
+WRITING_ONLY = ("refusal_direction",)  # weights that do not write into the residual stream score 0
 
 
 @pytest.fixture(autouse=True)
@@ -64,12 +66,13 @@ class TestContract:
 
         shapes = {part.name: part.shape for part in lm.parts.eligible()}
         assert {name: tuple(value.shape) for name, value in scores.values.items()} == shapes
-        for value in scores.values.values():
+        for name, value in scores.values.items():
             assert value.dtype == torch.float32
             assert not value.requires_grad
             assert torch.isfinite(value).all()
             assert (value >= 0).all()
-            assert value.any()
+            kind = lm.parts.by_name(name).role.rpartition(".")[2]
+            assert value.any() == (case not in WRITING_ONLY or kind in ("output", "down"))
         assert bits_of(locate(lm, PROMPTS, CASES[case], seed=3, batch_size=4)) == bits_of(scores)
 
         for percent in (1, 2, 5):

@@ -6,7 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ballast.locate import controls, esi, snip, wanda  # noqa: F401  importing a method registers it
+from ballast.locate import (  # noqa: F401  importing a method registers it
+    controls,
+    esi,
+    refusal_direction,
+    snip,
+    wanda,
+)
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
 from ballast.locate.scores import Scores, WeightScores
 from ballast.locate.unit_scores import UnitScores
