@@ -10,6 +10,8 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
     controls,
     esi,
     refusal_direction,
+    sahara,
+    ships,
     snip,
     wanda,
 )
