@@ -117,7 +117,7 @@ class TestNames:
     def test_unknown_method(self) -> None:
         with pytest.raises(UsageError, match="no method 'snipp'; did you mean snip"):
             locate(shared_lm("llama"), PROMPTS, "snipp")
-        with pytest.raises(UsageError, match="did you mean esi, gradient"):
+        with pytest.raises(UsageError, match="did you mean activation_contrast, esi"):
             get_method("???")
 
     def test_unknown_setting(self) -> None:

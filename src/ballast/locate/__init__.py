@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast.locate import (  # noqa: F401  importing a method registers it
+    activation_contrast,
     controls,
     esi,
     refusal_direction,
