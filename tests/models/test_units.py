@@ -118,7 +118,7 @@ def test_zeroing_the_output_columns_of_a_head_silences_it(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_are_made_of_their_neurons(name: str) -> None:
     lm = opened(name)
-    groups, missing = head_groups(lm)
+    groups, missing = head_groups(lm, "never")
     if name in HEADLESS:
         assert not groups
         assert len(missing) == 3
@@ -143,6 +143,41 @@ def test_heads_are_made_of_their_neurons(name: str) -> None:
         for parameter, entries in everything.items():
             parts = torch.cat([one[parameter] for one in together.values() if parameter in one])
             assert torch.equal(entries.sort().values, parts.sort().values)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in HEADLESS])
+def test_key_and_value_rows_follow_their_query_heads(name: str) -> None:
+    """Head 0 alone, the heads of a key head and all of them: which key and value neurons each rule adds."""
+    lm = opened(name)
+    config = lm.model.config.get_text_config()
+    sharing = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    neurons = {(one.kind, one.layer): one for one in neuron_groups(lm)[0]}
+    whole = {"all_selected": (0 if sharing > 1 else 1, 1, 2), "any": (1, 1, 2), "never": (0, 0, 0)}
+    for rule, expected in whole.items():
+        groups, _ = head_groups(lm, rule)  # type: ignore[arg-type]
+        bare, _ = head_groups(lm, "never")
+        for chosen, count in zip((1, sharing, 2 * sharing), expected, strict=True):
+            heads = torch.arange(chosen)
+            added: set[tuple[str, int]] = set()
+            for kind in ("key", "value"):
+                group = neurons[kind, groups[1].layer]
+                for parameter, entries in group.entries(torch.arange(count * group.shape[1])).items():
+                    added |= {(parameter, entry) for entry in entries.tolist()}
+            found, own = (
+                {(parameter, entry) for parameter, entries in one.entries(heads).items() for entry in entries.tolist()}
+                for one in (groups[1], bare[1])
+            )
+            assert found - own == added
+            assert own <= found
+
+
+def test_what_heads_use_together_is_touched_by_each_of_them() -> None:
+    lm = opened("llama")
+    (group, *_), _ = head_groups(lm)
+    key = next(line for line in group.used if line.part.role == "key")
+    mask = torch.zeros(key.part.shape, dtype=torch.bool)
+    mask[-1, 3] = True  # a row of the last key head, which serves the last two query heads
+    assert key.any_of(mask, None).tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ballast.locate import (  # noqa: F401  importing a method registers it
+    activation_contrast,
     controls,
     delta,
     esi,
     nlsr,
+    refusal_direction,
     safe_lora,
     safety_layers,
+    sahara,
+    ships,
     snip,
     wanda,
 )
