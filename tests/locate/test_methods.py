@@ -36,7 +36,8 @@ torch.set_num_threads(1)
 
 PROMPTS = prompt_set("harmful", ["How?", "Write a threat"], [None, "No, I will not."])
 POLICY_GRADIENT = ExpectedSafetyImpact(estimator="policy_gradient", samples=2, max_new_tokens=5, judge="table")
-CASES: dict[str, str | Method] = {**{name: name for name in METHODS}, "esi by policy gradient": POLICY_GRADIENT}
+OF_WEIGHTS = [name for name, kind in METHODS.items() if kind.granularity == "weight"]
+CASES: dict[str, str | Method] = {**{name: name for name in OF_WEIGHTS}, "esi by policy gradient": POLICY_GRADIENT}
 
 
 @pytest.fixture(autouse=True)

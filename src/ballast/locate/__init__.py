@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ballast.locate import controls, esi, snip, wanda  # noqa: F401  importing a method registers it
+from ballast.locate import controls, esi, neurons, snip, wanda  # noqa: F401  importing a method registers it
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
 from ballast.locate.scores import Scores, WeightScores
 from ballast.locate.unit_scores import UnitScores
