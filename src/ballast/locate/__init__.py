@@ -11,6 +11,7 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
     controls,
     delta,
     esi,
+    neurons,
     nlsr,
     refusal_direction,
     safe_lora,

@@ -33,12 +33,14 @@ class Inputs(NamedTuple):
         expert: Which of the matrices of a stack of experts; None for a matrix of its own.
         values: (N, in) in the model's dtype.
         tokens: (N,) place of each row in the flattened (B * T,) batch; None if the rows are the batch in its order.
+        shares: (N,) factor with which the router takes what the expert makes of each row; None without a router.
     """
 
     part: Part
     expert: int | None
     values: torch.Tensor
     tokens: torch.Tensor | None
+    shares: torch.Tensor | None = None
 
 
 def read_inputs(
@@ -124,9 +126,11 @@ def _one_by_one(
     """A forward of a stack of experts that shows what each of them reads."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
 
-    def projected(name: str, expert: int, values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def projected(
+        name: str, expert: int, values: torch.Tensor, tokens: torch.Tensor, shares: torch.Tensor
+    ) -> torch.Tensor:
         if name in parts:
-            see(Inputs(parts[name], expert, values.detach(), tokens))
+            see(Inputs(parts[name], expert, values.detach(), tokens, shares.detach()))
         weight = getattr(experts, name)[expert]
         bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
         return nn.functional.linear(values, weight.T if experts.is_transposed else weight, bias)
@@ -137,12 +141,13 @@ def _one_by_one(
             if expert >= experts.num_experts:
                 continue  # a place that the router left empty
             tokens, places = torch.where(top_k_index == expert)
-            inner = projected(first, expert, hidden_states[tokens], tokens)
+            shares = top_k_weights[tokens, places]
+            inner = projected(first, expert, hidden_states[tokens], tokens, shares)
             inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
-            outer = projected("down_proj", expert, inner, tokens)
+            outer = projected("down_proj", expert, inner, tokens, shares)
             if experts.has_post_expert_norm:
                 outer = experts.post_expert_norm(outer)
-            weighted = outer * top_k_weights[tokens, places, None]
+            weighted = outer * shares.unsqueeze(1)
             result.index_add_(0, tokens, weighted.to(result.dtype))
         return result
 

@@ -68,6 +68,16 @@ class Attention(NamedTuple):
         return torch.cat([logits, column], dim=-1).softmax(dim=-1)[..., :-1]
 
 
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """The values in fp32, or in fp64 if that is what they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def shows_attention(lm: LanguageModel) -> bool:
+    """Whether the model computes attention through the interface of transformers, so that it can be observed."""
+    return lm.model._can_set_attn_implementation()
+
+
 @contextmanager
 def observed_attention(lm: LanguageModel, see: Callable[[Attention], Attention | None]) -> Iterator[None]:
     """Call `see` with the tensors of every attention layer, for every forward pass inside the block.
@@ -79,7 +89,7 @@ def observed_attention(lm: LanguageModel, see: Callable[[Attention], Attention |
         ModelError: The model does not compute attention through the interface of transformers.
     """
     before = lm.model.config.get_text_config()._attn_implementation
-    if not lm.model._can_set_attn_implementation():
+    if not shows_attention(lm):
         raise ModelError(
             f"{type(lm.model).__name__} does not show its attention, so its heads cannot be scored; use a method that "
             "needs gradients or the inputs of the projections."
