@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ballast.models import Part
+from ballast.locate.engine import eligible_parameters
+from ballast.models import LanguageModel, Part
 
 
 def matrices(part: Part, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -50,3 +51,19 @@ def scale_by_sigma(part: Part, weight: torch.Tensor, values: torch.Tensor) -> li
         scored.mul_(sigma.to(scored.device))
         sigmas.append(float(sigma))
     return sigmas
+
+
+def expected_impact(lm: LanguageModel, gradients: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Turn gradients of safety into ESI, |sigma * gradient|, in place.
+
+    Args:
+        lm: The model that the gradients are of.
+        gradients: fp32, in the shape of each eligible parameter, by parameter name; changed.
+
+    Returns:
+        The standard deviations by parameter name, see `scale_by_sigma`.
+    """
+    return {
+        name: scale_by_sigma(lm.parts.by_name(name), parameter, gradients[name].abs_())
+        for name, parameter in eligible_parameters(lm).items()
+    }
