@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ballast.locate import controls, esi, snip, wanda  # noqa: F401  importing a method registers it
+from ballast.locate import controls, differentiable_judge, esi, snip, wanda  # noqa: F401  importing a method registers it
 from ballast.locate.registry import METHODS, Found, Method, Task, get_method, register
 from ballast.locate.scores import Scores
 from ballast.models import LanguageModel
