@@ -62,11 +62,12 @@ class DifferentiableJudge:
     fidelity: ClassVar[str] = (
         "reconstruction: score, sigma and the idea of a differentiable judge as in the paper; Gumbel relaxation with "
         "tau 0.3 given the generated prefix as in the authors' code (no gradient through fed-back tokens: a bias); "
-        "ours: the judge reads the mixture in its own template, tokens aligned by bytes, log-odds, 64 new tokens "
-        "instead of 256, the template's system message, fp32 sums divided by the number of prompts; of the authors' "
-        "code safe_logit and response_in_user_slot are settings, left out are saturated_pseudo_logits, "
-        "inverse_vocabulary_map, position_truncation, bos_shift, drop_last_token, model_dtype_accumulation, "
-        "sigma_tensor, of_all, include_lm_head and name_filter"
+        "ours: the judge reads the mixture in its own template and, also where the vocabularies coincide, in its own "
+        "tokens, aligned by bytes; log-odds, 64 new tokens instead of 256, the template's system message, fp32 sums "
+        "divided by the number of prompts, a gradient that is not finite is an error; of the authors' code safe_logit "
+        "and response_in_user_slot are settings, left out are saturated_pseudo_logits, inverse_vocabulary_map, "
+        "position_truncation, bos_shift, drop_last_token, model_dtype_accumulation, sigma_tensor, of_all, "
+        "include_lm_head and name_filter"
     )
     needs: ClassVar[str] = "harmful prompts; a judge with weights"
 
@@ -153,7 +154,10 @@ class DifferentiableJudge:
                 findings.append(found[1])
         if not answers:
             reasons = ", ".join(f"{reason}: {len(ids)}" for reason, ids in dropped.items())
-            raise PromptError(f"The judge {self.judge} has no verdict on any answer ({reasons}); use another judge.")
+            raise PromptError(
+                f"The judge {self.judge} has no verdict on any answer ({reasons}); use another judge, other verdict "
+                "words or other prompts."
+            )
         answers = [dataclasses.replace(answer, weight=answer.weight / len(answers)) for answer in answers]
         notes = {
             "prompts_used": len(answers),
