@@ -14,6 +14,7 @@ from ballast.errors import UsageError
 from ballast.judges import JUDGES
 from ballast.locate import METHODS, Method, Scores, base_checkpoint, get_method, locate
 from ballast.locate.controls import Gradient, GradientTimesWeight
+from ballast.locate.differentiable_judge import DifferentiableJudge
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.snip import Snip
 from ballast.models import LanguageModel
@@ -21,6 +22,7 @@ from ballast.models.fingerprint import fingerprints, tensor_fingerprint
 from ballast.prompts import PromptSet
 from ballast.prompts.chat import render
 from ballast.regions import Region
+from tests.vocabularies import pair_tokenizer, save_guard
 from tests.worlds import (
     TableJudge,
     assert_close,
@@ -30,7 +32,7 @@ from tests.worlds import (
     same_bits,
     tiny_lm,
 )
-from tests.zoo import ARCHITECTURES
+from tests.zoo import ARCHITECTURES, tiny
 
 torch.set_num_threads(1)
 
@@ -39,13 +41,26 @@ POLICY_GRADIENT = ExpectedSafetyImpact(estimator="policy_gradient", samples=2, m
 SECOND_CHECKPOINT = ("delta", "nlsr")  # here the same architecture with other random weights
 ELSEWHERE = ("safe_lora",)  # scores only what an adapter changes, see its own tests
 OF_WEIGHTS = [name for name, kind in METHODS.items() if kind.granularity == "weight" and name not in ELSEWHERE]
-CASES: dict[str, str | Method] = {**{name: name for name in OF_WEIGHTS}, "esi by policy gradient": POLICY_GRADIENT}
+TINY_GUARD = DifferentiableJudge(judge="guard", safe="s", unsafe="u", max_new_tokens=5)
+CASES: dict[str, str | Method] = {
+    **{name: name for name in OF_WEIGHTS},
+    "esi by policy gradient": POLICY_GRADIENT,
+    "esi_differentiable_judge": TINY_GUARD,
+}
 WRITING_ONLY = ("refusal_direction",)  # weights that do not write into the residual stream score 0
 
 
+@pytest.fixture(scope="module")
+def guards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guards")
+    save_guard(folder / "guard")
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def _judges(monkeypatch: pytest.MonkeyPatch, guards: Path) -> None:
     monkeypatch.setitem(JUDGES, "table", lambda: TableJudge({prompt.prompt: "rc" for prompt in PROMPTS}))
+    monkeypatch.chdir(guards)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +74,8 @@ def chosen(case: str, architecture: str) -> str | Method:
 
 @cache
 def shared_lm(name: str) -> LanguageModel:
-    return tiny_lm(name)
+    """A model whose answers are always text."""
+    return LanguageModel(tiny(name), pair_tokenizer(), source=f"zoo/{name}")
 
 
 def bits_of(scores: Scores) -> dict[str, str]:

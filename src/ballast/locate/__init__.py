@@ -10,6 +10,7 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
     activation_contrast,
     controls,
     delta,
+    differentiable_judge,
     esi,
     neurons,
     nlsr,

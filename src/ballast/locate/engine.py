@@ -1,10 +1,11 @@
 """One backward pass per batch; gradients are consumed parameter by parameter into fp32 sums.
 
-Every gradient score in this room is a weighted sum of response log-probabilities,
+Most gradient scores in this room are a weighted sum of response log-probabilities,
 
     L(theta) = sum_rows weight_row * sum_t log p(response_t | prompt, response_<t),
 
-and differs only in its weights and in whether gradients are added with their sign or by absolute value.
+and differ only in its weights and in whether gradients are added with their sign or by absolute value. A method with
+another loss brings its own rows and that loss.
 The gradient of one parameter lives from the moment autograd finishes it until it is added to its accumulator, so the
 memory beyond the model is one fp32 number per scored weight plus the largest single gradient.
 """
@@ -15,10 +16,10 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,24 @@ from ballast.runs import write_tensors
 Fold = Literal["sum", "absolute"]
 
 
+class Row(Protocol):
+    """A prompt with its response, and what the loss needs to know of them."""
+
+    @property
+    def rendered(self) -> Rendered:
+        """Token ids and where the response begins."""
+        ...
+
+    @property
+    def work(self) -> list[Any]:
+        """All that the gradient of this row depends on besides the model, as JSON; a checkpoint is recognised by it."""
+        ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+Loss = Callable[[LanguageModel, Sequence[AnyRow]], torch.Tensor]
+
+
 class WeightedRow(NamedTuple):
     """One response whose log-probability enters the loss.
 
@@ -48,6 +67,11 @@ class WeightedRow(NamedTuple):
     id: str
     rendered: Rendered
     weight: float
+
+    @property
+    def work(self) -> list[Any]:
+        """See `Row`."""
+        return [self.id, self.rendered.ids, self.rendered.prompt_length, self.weight]
 
 
 def eligible_parameters(lm: LanguageModel) -> dict[str, Parameter]:
@@ -79,11 +103,34 @@ def accumulate(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> dict[str, torch.Tensor]:
-    """Sum the gradients of the weighted log-likelihood over all rows.
+    """Sum the gradients of the weighted log-likelihood over all rows; see `accumulate_loss`."""
+    return accumulate_loss(
+        lm,
+        rows,
+        weighted_likelihood,
+        fold=fold,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def accumulate_loss(
+    lm: LanguageModel,
+    rows: Sequence[AnyRow],
+    loss: Loss[AnyRow],
+    *,
+    fold: Fold,
+    batch_size: int,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> dict[str, torch.Tensor]:
+    """Sum the gradients of a loss over all rows.
 
     Args:
         lm: The model; its weights do not change.
-        rows: The responses and their weights. They are batched by length; the order of equal lengths is kept.
+        rows: The prompts with their responses. They are batched by length; the order of equal lengths is kept.
+        loss: Gives the loss of some rows, a scalar; that of a batch must be the sum over its rows.
         fold: `sum` adds signed gradients; `absolute` adds absolute values, one row at a time.
         batch_size: Rows per backward pass; not used for `absolute`.
         checkpoint: File for the state of an interrupted pass; it is continued if it belongs to the same work.
@@ -121,7 +168,7 @@ def accumulate(
         ]
         try:
             for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
-                weighted_likelihood(lm, batch).backward()
+                loss(lm, batch).backward()
                 if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
                     _save(checkpoint, sums, key, number)
                     saved_at = time.monotonic()
@@ -153,9 +200,9 @@ def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch
     return loss
 
 
-def _work_key(lm: LanguageModel, rows: Sequence[WeightedRow], fold: Fold, size: int) -> str:
-    work = [[row.id, row.rendered.ids, row.rendered.prompt_length, row.weight] for row in rows]
-    return hashlib.sha256(json.dumps([lm.identity(), work, fold, size]).encode()).hexdigest()
+def _work_key(lm: LanguageModel, rows: Sequence[Row], fold: Fold, size: int) -> str:
+    work = [lm.identity(), [row.work for row in rows], fold, size]
+    return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 
 def _zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
