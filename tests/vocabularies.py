@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, Unigram, WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from ballast.locate.token_bytes import ALPHABET, TokenBytes
+from ballast.locate.soft.token_bytes import ALPHABET, TokenBytes
 from tests.zoo import CHAT_TEMPLATE, CONTEXT, HIDDEN, SPECIAL_TOKENS, VOCABULARY, tiny, tiny_tokenizer
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<|im_end|>"}

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ballast.locate.directions import Matrix
+from ballast.locate.checkpoints.directions import Matrix
 from ballast.locate.references import refusal_rows
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet

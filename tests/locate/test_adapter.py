@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ballast.errors import ModelError
-from ballast.locate.adapter import read_adapter
-from ballast.locate.directions import matrices_of
+from ballast.locate.checkpoints.adapter import read_adapter
+from ballast.locate.checkpoints.directions import matrices_of
 from ballast.locate.engine import eligible_parameters
 from ballast.models import LanguageModel
 from tests.locate.adapters import adapted, reconfigure, rewrite

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ballast.locate.alignment import Alignment, Bridge, align, vocabulary_map
-from ballast.locate.token_bytes import Span, TokenBytes, spelled_text, token_bytes
+from ballast.locate.soft.alignment import Alignment, Bridge, align, vocabulary_map
+from ballast.locate.soft.token_bytes import Span, TokenBytes, spelled_text, token_bytes
 from tests.vocabularies import bare, llama_tokenizer, pair_tokenizer
 from tests.zoo import tiny_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 
 from ballast.errors import ModelError, UsageError
 from ballast.locate import locate
-from ballast.locate.base_checkpoint import difference, open_base
+from ballast.locate.checkpoints.base_checkpoint import difference, open_base
 from ballast.locate.delta import Delta
 from ballast.models import LanguageModel
 from tests.worlds import prompt_set, tiny_lm

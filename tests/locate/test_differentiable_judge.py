@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ballast.errors import JudgeError, NumericalError, PromptError, RunError, UsageError
 from ballast.locate import Task, differentiable_judge, get_method, locate
-from ballast.locate.alignment import Bridge, vocabulary_map
 from ballast.locate.differentiable_judge import DifferentiableJudge
 from ballast.locate.engine import accumulate_loss
-from ballast.locate.guard import Guard
 from ballast.locate.impact import expected_impact
-from ballast.locate.relaxation import Kind, Relaxation, gumbel_noise
-from ballast.locate.soft_answers import Examiner, Findings, SoftAnswer, verdict_loss
-from ballast.locate.soft_judge import Objective, Reading, VerdictLogits, embedding_table, safety
-from ballast.locate.token_bytes import spelled_text, token_bytes
+from ballast.locate.soft.alignment import Bridge, vocabulary_map
+from ballast.locate.soft.guard import Guard
+from ballast.locate.soft.relaxation import Kind, Relaxation, gumbel_noise
+from ballast.locate.soft.soft_answers import Examiner, Findings, SoftAnswer, verdict_loss
+from ballast.locate.soft.soft_judge import Objective, Reading, VerdictLogits, embedding_table, safety
+from ballast.locate.soft.token_bytes import spelled_text, token_bytes
 from ballast.models import LanguageModel, open_model
 from ballast.models.fingerprint import fingerprints, tensor_fingerprint
 from ballast.models.generation import answer_batch

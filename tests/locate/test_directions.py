@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ballast.errors import NumericalError, UsageError
-from ballast.locate.directions import (
+from ballast.locate.checkpoints.directions import (
     Factors,
     Matrix,
     leading_directions,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ballast.errors import PromptError
-from ballast.locate.gap_curve import RESAMPLES, Angle, GapCurve, Window, gap_curve
+from ballast.locate.layers.gap_curve import RESAMPLES, Angle, GapCurve, Window, gap_curve
 
 torch.set_num_threads(1)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from ballast.locate.gap_curve import Window
-from ballast.locate.layer_search import choose_alpha, most_refusing, way_of_scaling
-from ballast.locate.over_rejection import UNSCALED, Mode, OverRejection
+from ballast.locate.layers.gap_curve import Window
+from ballast.locate.layers.layer_search import choose_alpha, most_refusing, way_of_scaling
+from ballast.locate.layers.over_rejection import UNSCALED, Mode, OverRejection
 from tests.locate.world import LetterJudge, deep_lm
 from tests.worlds import prompt_set, tiny_lm
 from tests.zoo import ARCHITECTURES

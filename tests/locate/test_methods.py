@@ -12,7 +12,8 @@ import torch
 
 from ballast.errors import UsageError
 from ballast.judges import JUDGES
-from ballast.locate import METHODS, Method, Scores, base_checkpoint, get_method, locate
+from ballast.locate import METHODS, Method, Scores, get_method, locate
+from ballast.locate.checkpoints import base_checkpoint
 from ballast.locate.controls import Gradient, GradientTimesWeight
 from ballast.locate.differentiable_judge import DifferentiableJudge
 from ballast.locate.esi import ExpectedSafetyImpact

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, CohereConfig, Qwen2MoeConfig
 
 from ballast.errors import ModelError
-from ballast.locate import neuron_attention
-from ballast.locate.neuron_importance import Importances
+from ballast.locate.importance import neuron_attention
+from ballast.locate.importance.neuron_importance import Importances
 from ballast.models import LanguageModel
 from ballast.models.attention import Attention, observed_attention
 from ballast.models.units import NEURON_KINDS, UnitGroup

@@ -10,7 +10,7 @@ import torch
 
 from ballast.errors import PromptError, RegionError, UsageError
 from ballast.locate import UnitScores, locate
-from ballast.locate.neuron_importance import Importances
+from ballast.locate.importance.neuron_importance import Importances
 from ballast.locate.neurons import Neurons, Tally
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints

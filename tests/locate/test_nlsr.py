@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ballast.errors import ModelError, UsageError
-from ballast.locate import base_checkpoint, locate
-from ballast.locate.directions import Matrix, matrices_of, share_of_directions, split
+from ballast.locate import locate
+from ballast.locate.checkpoints import base_checkpoint
+from ballast.locate.checkpoints.directions import Matrix, matrices_of, share_of_directions, split
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.nlsr import Nlsr
 from ballast.models import LanguageModel

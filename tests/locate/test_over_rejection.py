@@ -11,8 +11,8 @@ import torch
 
 from ballast.errors import RunError
 from ballast.evaluate.answers import generate
-from ballast.locate.gap_curve import Window
-from ballast.locate.over_rejection import UNSCALED, Mode, OverRejection
+from ballast.locate.layers.gap_curve import Window
+from ballast.locate.layers.over_rejection import UNSCALED, Mode, OverRejection
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
 from ballast.prompts import load_prompts

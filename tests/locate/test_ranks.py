@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.directions import matrices_of
+from ballast.locate.checkpoints.directions import matrices_of
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.ranks import isolated, removed, safety_projection
 from ballast.models.fingerprint import fingerprints

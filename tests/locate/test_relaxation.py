@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.relaxation import Kind, Relaxation, gumbel_noise
+from ballast.locate.soft.relaxation import Kind, Relaxation, gumbel_noise
 
 torch.set_num_threads(1)
 

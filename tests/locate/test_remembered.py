@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ballast.errors import RunError
-from ballast.locate.remembered import Remembered
+from ballast.locate.layers.remembered import Remembered
 
 
 class Measured:

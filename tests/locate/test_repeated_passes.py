@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ballast.errors import PromptError
-from ballast.locate.repeated_passes import forward, prompt_batches, repeated_passes
+from ballast.locate.heads.repeated_passes import forward, prompt_batches, repeated_passes
 from ballast.models.tree import block_modules
 from ballast.prompts.chat import render
 from tests.worlds import REQUESTS, prompt_set, tiny_lm

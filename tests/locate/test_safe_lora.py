@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate import base_checkpoint, locate
-from ballast.locate.adapter import LowRank
-from ballast.locate.directions import matrices_of
+from ballast.locate import locate
+from ballast.locate.checkpoints import base_checkpoint
+from ballast.locate.checkpoints.adapter import LowRank
+from ballast.locate.checkpoints.directions import matrices_of
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.safe_lora import SafeLora, alignment_cosine, rounding
 from ballast.models import LanguageModel

@@ -12,8 +12,8 @@ import torch
 from ballast.errors import PromptError, RegionError, UsageError
 from ballast.judges import JUDGES
 from ballast.locate import UnitScores, locate
-from ballast.locate.gap_curve import gap_curve
 from ballast.locate.last_states import last_states
+from ballast.locate.layers.gap_curve import gap_curve
 from ballast.locate.safety_layers import SafetyLayers
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from ballast.errors import ModelError
-from ballast.locate.gap_curve import Window
-from ballast.locate.scaling import residual_sublayers, scaled_contributions, scaled_outputs
+from ballast.locate.layers.gap_curve import Window
+from ballast.locate.layers.scaling import residual_sublayers, scaled_contributions, scaled_outputs
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
 from ballast.models.tree import block_modules

@@ -10,9 +10,10 @@ import torch
 from transformers import AttentionInterface
 
 from ballast.errors import ModelError, NumericalError, UsageError
-from ballast.locate import locate, silence
+from ballast.locate import locate
+from ballast.locate.heads import silence
+from ballast.locate.heads.silence import SILENCE_MODES, SilenceMode
 from ballast.locate.ships import Ships, divergence
-from ballast.locate.silence import SILENCE_MODES, SilenceMode
 from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints

@@ -12,8 +12,8 @@ from tokenizers import normalizers
 from ballast.errors import JudgeError, ModelError
 from ballast.judges import JUDGES, get_judge
 from ballast.judges.text import strip_thinking
-from ballast.locate.guard import Guard
-from ballast.locate.soft_judge import (
+from ballast.locate.soft.guard import Guard
+from ballast.locate.soft.soft_judge import (
     EmbeddedSoftJudge,
     Objective,
     Reading,

@@ -9,7 +9,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from ballast.errors import ModelError
-from ballast.locate.token_bytes import TokenBytes, spans_in, spelled_text, token_bytes
+from ballast.locate.soft.token_bytes import TokenBytes, spans_in, spelled_text, token_bytes
 from tests.vocabularies import (
     bare,
     llama_tokenizer,

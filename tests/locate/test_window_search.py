@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from ballast.locate.gap_curve import Window
-from ballast.locate.window_search import alternate, grid, plateau
+from ballast.locate.layers.gap_curve import Window
+from ballast.locate.layers.window_search import alternate, grid, plateau
 
 
 class Counts:

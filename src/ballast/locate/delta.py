@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ballast.errors import UsageError
-from ballast.locate.base_checkpoint import difference, open_base, unchanged
+from ballast.locate.checkpoints.base_checkpoint import difference, open_base, unchanged
 from ballast.locate.registry import Found, Task, register
 from ballast.regions.metadata import Granularity
 

@@ -21,15 +21,15 @@ import torch
 
 from ballast.errors import JudgeError, PromptError, UsageError
 from ballast.judges import JUDGES
-from ballast.locate.alignment import Bridge, vocabulary_map
 from ballast.locate.engine import accumulate_loss, only_trainable
-from ballast.locate.guard import Guard
 from ballast.locate.impact import expected_impact
 from ballast.locate.registry import Found, Task, register
-from ballast.locate.relaxation import Kind, Relaxation
-from ballast.locate.soft_answers import SATURATED, Examiner, Findings, SoftAnswer, verdict_loss
-from ballast.locate.soft_judge import EmbeddedSoftJudge, Objective, SoftJudge, embedding_table
-from ballast.locate.token_bytes import spelled_text, token_bytes
+from ballast.locate.soft.alignment import Bridge, vocabulary_map
+from ballast.locate.soft.guard import Guard
+from ballast.locate.soft.relaxation import Kind, Relaxation
+from ballast.locate.soft.soft_answers import SATURATED, Examiner, Findings, SoftAnswer, verdict_loss
+from ballast.locate.soft.soft_judge import EmbeddedSoftJudge, Objective, SoftJudge, embedding_table
+from ballast.locate.soft.token_bytes import spelled_text, token_bytes
 from ballast.models.generation import answer_batch
 from ballast.progress import track
 from ballast.prompts import Prompt

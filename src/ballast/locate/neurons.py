@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.neuron_importance import Importances
+from ballast.locate.importance.neuron_importance import Importances
 from ballast.locate.registry import Task, UnitsFound, register
 from ballast.models.units import NEURON_KINDS, UnitGroup
 from ballast.progress import track

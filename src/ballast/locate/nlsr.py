@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.adapter import read_adapter
-from ballast.locate.base_checkpoint import difference, open_base, unchanged
-from ballast.locate.directions import (
+from ballast.locate.checkpoints.adapter import read_adapter
+from ballast.locate.checkpoints.base_checkpoint import difference, open_base, unchanged
+from ballast.locate.checkpoints.directions import (
     Factors,
     Matrix,
     leading_directions,

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import torch
 
-from ballast.locate.directions import (
+from ballast.locate.checkpoints.directions import (
     Matrix,
     leading_directions,
     matrices_of,

@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.adapter import LowRank, read_adapter
-from ballast.locate.base_checkpoint import difference, open_base, unchanged
-from ballast.locate.directions import matrices_of
+from ballast.locate.checkpoints.adapter import LowRank, read_adapter
+from ballast.locate.checkpoints.base_checkpoint import difference, open_base, unchanged
+from ballast.locate.checkpoints.directions import matrices_of
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.registry import Found, Task, register
 from ballast.regions.metadata import Granularity

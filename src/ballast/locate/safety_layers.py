@@ -16,10 +16,10 @@ import torch
 
 from ballast.errors import PromptError, UsageError
 from ballast.judges import get_judge
-from ballast.locate.gap_curve import Angle, GapCurve, Window, gap_curve
 from ballast.locate.last_states import last_states
-from ballast.locate.layer_search import PLAIN_ALPHA, SEARCHES, most_refusing, way_of_scaling
-from ballast.locate.over_rejection import UNSCALED, OverRejection
+from ballast.locate.layers.gap_curve import Angle, GapCurve, Window, gap_curve
+from ballast.locate.layers.layer_search import PLAIN_ALPHA, SEARCHES, most_refusing, way_of_scaling
+from ballast.locate.layers.over_rejection import UNSCALED, OverRejection
 from ballast.locate.registry import Task, UnitsFound, register
 from ballast.models.units import layer_groups
 from ballast.prompts import load_prompts

@@ -15,9 +15,9 @@ import torch
 from scipy.linalg import subspace_angles
 
 from ballast.errors import PromptError, UsageError
+from ballast.locate.heads.repeated_passes import Passes, prompt_batches, repeated_passes
+from ballast.locate.heads.silence import Silenced, SilenceMode, check_head_settings, scorable_heads, silenced_heads
 from ballast.locate.registry import Task, UnitsFound, register
-from ballast.locate.repeated_passes import Passes, prompt_batches, repeated_passes
-from ballast.locate.silence import Silenced, SilenceMode, check_head_settings, scorable_heads, silenced_heads
 from ballast.models.units import KeyValueRule
 from ballast.progress import track
 from ballast.prompts.batches import TokenBatch

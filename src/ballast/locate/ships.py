@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 
 from ballast.errors import NumericalError
+from ballast.locate.heads.repeated_passes import prompt_batches, repeated_passes
+from ballast.locate.heads.silence import SilenceMode, check_head_settings, scorable_heads, silenced_heads
 from ballast.locate.registry import Task, UnitsFound, register
-from ballast.locate.repeated_passes import prompt_batches, repeated_passes
-from ballast.locate.silence import SilenceMode, check_head_settings, scorable_heads, silenced_heads
 from ballast.models.units import KeyValueRule
 from ballast.progress import track
 from ballast.regions.metadata import Granularity

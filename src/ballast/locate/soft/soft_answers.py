@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ballast.errors import NumericalError
-from ballast.locate.alignment import Alignment, Bridge, align
-from ballast.locate.relaxation import Relaxation
-from ballast.locate.soft_judge import Objective, Reading, SoftJudge, safety
-from ballast.locate.token_bytes import Span
+from ballast.locate.soft.alignment import Alignment, Bridge, align
+from ballast.locate.soft.relaxation import Relaxation
+from ballast.locate.soft.soft_judge import Objective, Reading, SoftJudge, safety
+from ballast.locate.soft.token_bytes import Span
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import tensor_fingerprint
 from ballast.models.likelihood import response_logits

@@ -10,8 +10,8 @@ import torch
 from jinja2 import TemplateError
 
 from ballast.errors import JudgeError
-from ballast.locate.soft_judge import Reading, VerdictLogits
-from ballast.locate.token_bytes import TokenBytes, spans_in, token_bytes
+from ballast.locate.soft.soft_judge import Reading, VerdictLogits
+from ballast.locate.soft.token_bytes import TokenBytes, spans_in, token_bytes
 from ballast.models import LanguageModel, open_model
 
 PLACEHOLDER = "answer-0c9e5d"  # stands for the answer while the template is looked at

@@ -14,9 +14,9 @@ import torch
 from ballast.evaluate.answers import generate
 from ballast.evaluate.utility import log_likelihood
 from ballast.judges import Judge, Verdict
-from ballast.locate.gap_curve import Window
-from ballast.locate.remembered import Remembered
-from ballast.locate.scaling import residual_sublayers, scaled_contributions, scaled_outputs
+from ballast.locate.layers.gap_curve import Window
+from ballast.locate.layers.remembered import Remembered
+from ballast.locate.layers.scaling import residual_sublayers, scaled_contributions, scaled_outputs
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet
 from ballast.prompts.chat import render
@@ -81,7 +81,7 @@ class OverRejection:
         return float(self._remembered.value(_key("utility loss", window, alpha, mode), measure))
 
     def scaled(self, window: Window, alpha: float, mode: Mode) -> AbstractContextManager[None]:
-        """Scale the layers inside the block, see `ballast.locate.scaling`."""
+        """Scale the layers inside the block, see `ballast.locate.layers.scaling`."""
         if mode == "output" or window == UNSCALED:
             return scaled_outputs(self.lm, window, alpha)
         return scaled_contributions(self._sublayers, window, alpha)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ballast.errors import ModelError
+from ballast.locate.importance.neuron_attention import key_changes, of_prompt, query_changes
+from ballast.locate.importance.neuron_outputs import OutputChanges
 from ballast.locate.inputs import observed_inputs
-from ballast.locate.neuron_attention import key_changes, of_prompt, query_changes
-from ballast.locate.neuron_outputs import OutputChanges
 from ballast.models import LanguageModel
 from ballast.models.attention import Attention, observed_attention, shows_attention
 from ballast.models.head_directions import Directions, observed_directions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ballast.evaluate.statistics import bootstrap_mean_interval
-from ballast.locate.gap_curve import Window
+from ballast.locate.layers.gap_curve import Window
 
 Count = Callable[[Window], int]
 GRID_REACH = 4

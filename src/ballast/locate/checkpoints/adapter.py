@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ballast.errors import ModelError
-from ballast.locate.adapter_config import AdapterConfig, read_config
-from ballast.locate.directions import Matrix
+from ballast.locate.checkpoints.adapter_config import AdapterConfig, read_config
+from ballast.locate.checkpoints.directions import Matrix
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import combined, tensor_fingerprint
 from ballast.models.parts import Part

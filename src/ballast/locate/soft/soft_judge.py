@@ -16,7 +16,7 @@ from ballast.errors import JudgeError
 from ballast.judges import EmbeddedJudge, get_judge
 from ballast.judges.embedded import Exchange, seen, without_model
 from ballast.judges.text import visible_span
-from ballast.locate.token_bytes import Span, TokenBytes, spans_in, token_bytes
+from ballast.locate.soft.token_bytes import Span, TokenBytes, spans_in, token_bytes
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import tensor_fingerprint
 

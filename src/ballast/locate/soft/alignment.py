@@ -22,7 +22,7 @@ from fractions import Fraction
 
 import torch
 
-from ballast.locate.token_bytes import Span, TokenBytes
+from ballast.locate.soft.token_bytes import Span, TokenBytes
 
 Interval = tuple[Fraction, Fraction]
 Alignment = dict[Interval, torch.Tensor]  # by [lo, hi): the entries (S, T) of A whose pair has this interval

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ballast.locate.gap_curve import Window
-from ballast.locate.over_rejection import DEGENERATE, MODES, UNSCALED, Mode, OverRejection
-from ballast.locate.window_search import alternate, grid, plateau
+from ballast.locate.layers.gap_curve import Window
+from ballast.locate.layers.over_rejection import DEGENERATE, MODES, UNSCALED, Mode, OverRejection
+from ballast.locate.layers.window_search import alternate, grid, plateau
 
 SEARCHES = {"alternate": alternate, "grid": grid}
 ALPHAS = (1.05, 1.1, 1.15, 1.2, 1.3)

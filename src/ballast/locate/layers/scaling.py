@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ballast.errors import ModelError
-from ballast.locate.gap_curve import Window
+from ballast.locate.layers.gap_curve import Window
 from ballast.models import LanguageModel
 from ballast.models.tree import block_modules
 
