@@ -89,7 +89,7 @@ def locate(
     inputs = {"model": lm.identity(), "prompts": prompt_set.identity()}
     inputs |= {f"utility:{name}": found.identity() for name, found in utility_sets.items()}
     run = RunDirectory.open(out, "locate", settings, inputs)
-    checkpoint = out / "gradients.safetensors"
+    checkpoint = out / "unfinished"
     scored = functools.partial(
         locate_scores,
         lm,

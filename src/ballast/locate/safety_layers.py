@@ -63,7 +63,7 @@ class SafetyLayers:
     needs: ClassVar[str] = "harmful prompts and normal ones; stage b also benign ones that sound alarming"
 
     stage: Literal["a", "b"] = "a"
-    normal: str = "builtin/ordinary/tune"
+    normal: str = "builtin/borderline/tune"
     angle: Angle = "angle_of_mean"
     benign: str = "builtin/borderline/select"
     judge: str = "keyword"

@@ -79,7 +79,10 @@ class UnitScores(Scores):
             if sum(map(len, found))
         }
         if not indices:
-            raise RegionError("No unit would be selected; widen the selection, an empty region cannot be used.")
+            raise RegionError(
+                f"The method {self.method} chose no unit; give a fraction to take those with the highest scores, or locate "
+                "with other prompts or settings."
+            )
         metadata = self._metadata(
             indices,
             layout,
