@@ -80,8 +80,8 @@ class UnitScores(Scores):
         }
         if not indices:
             raise RegionError(
-                f"The method {self.method} chose no unit; give a fraction to take those with the highest scores, or locate "
-                "with other prompts or settings."
+                f"The method {self.method} chose no unit; give a fraction to take those with the highest scores, or "
+                "locate with other prompts or settings."
             )
         metadata = self._metadata(
             indices,
