@@ -29,6 +29,7 @@ __all__ = [
     "harden",
     "load_prompts",
     "locate",
+    "locate_all",
     "measure",
     "open_model",
     "overlap",

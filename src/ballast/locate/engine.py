@@ -17,9 +17,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,8 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from ballast.errors import ModelError, NumericalError, RunError
+from ballast.locate.inputs import Reader, counted_inputs
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.likelihood import response_log_probabilities
 from ballast.progress import track
@@ -53,25 +56,6 @@ class Row(Protocol):
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 Loss = Callable[[LanguageModel, Sequence[AnyRow]], torch.Tensor]
-
-
-class WeightedRow(NamedTuple):
-    """One response whose log-probability enters the loss.
-
-    Attributes:
-        id: Names the row in errors.
-        rendered: Token ids and where the response begins.
-        weight: Factor of the summed log-probability of the response tokens.
-    """
-
-    id: str
-    rendered: Rendered
-    weight: float
-
-    @property
-    def work(self) -> list[Any]:
-        """See `Row`."""
-        return [self.id, self.rendered.ids, self.rendered.prompt_length, self.weight]
 
 
 def eligible_parameters(lm: LanguageModel) -> dict[str, Parameter]:
@@ -102,12 +86,16 @@ def accumulate(
     batch_size: int,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    readers: Sequence[Reader] = (),
 ) -> dict[str, torch.Tensor]:
-    """Sum the gradients of the weighted log-likelihood over all rows; see `accumulate_loss`."""
+    """Sum the gradients of the weighted log-likelihood over all rows; see `accumulate_loss`.
+
+    `readers` see what each projection reads on the way. What they saw is not in the checkpoint: give one or the other.
+    """
     return accumulate_loss(
         lm,
         rows,
-        weighted_likelihood,
+        partial(weighted_likelihood, readers=readers) if readers else weighted_likelihood,
         fold=fold,
         batch_size=batch_size,
         checkpoint=checkpoint,
@@ -183,14 +171,15 @@ def accumulate_loss(
     return sums
 
 
-def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch.Tensor:
-    """The weighted sum of response log-probabilities of one batch, a scalar.
+def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow], readers: Sequence[Reader] = ()) -> torch.Tensor:
+    """The weighted sum of response log-probabilities of one batch, a scalar; `readers` see the forward pass.
 
     Raises:
         NumericalError: It is not finite; the message names the rows.
     """
     batch = collate([row.rendered for row in rows], lm.pad_id).to(lm.device)
-    chosen = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    with counted_inputs(lm, batch, readers) if readers else nullcontext():
+        chosen = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
     per_row = batch.response_mask.sum(dim=1)  # (B,)
     weights = torch.tensor([row.weight for row in rows], device=lm.device).repeat_interleave(per_row)
     loss = (weights * chosen).sum()

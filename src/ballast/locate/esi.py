@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ballast.errors import UsageError
-from ballast.locate.engine import WeightedRow
 from ballast.locate.impact import expected_impact
 from ballast.locate.policy_gradient import sampled_rows
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
+from ballast.locate.rows import WeightedRow
 from ballast.prompts import load_prompts
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ballast.errors import ModelError
-from ballast.locate.engine import WeightedRow
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.parts import Part
 from ballast.progress import track
@@ -43,21 +43,26 @@ class Inputs(NamedTuple):
     shares: torch.Tensor | None = None
 
 
-def read_inputs(
-    lm: LanguageModel,
-    rows: Sequence[WeightedRow],
-    batch_size: int,
-    weigh: Callable[[TokenBatch], torch.Tensor],
-    see: Callable[[Inputs, torch.Tensor], None],
-) -> None:
+class Reader(NamedTuple):
+    """Who wants to see what projections read, and at which positions.
+
+    Attributes:
+        weigh: Weight of each position of a batch, (B, T); a position of weight 0 is not shown.
+        see: Called with the inputs at the other positions, N of them, and their weights (N,).
+    """
+
+    weigh: Callable[[TokenBatch], torch.Tensor]
+    see: Callable[[Inputs, torch.Tensor], None]
+
+
+def read_inputs(lm: LanguageModel, rows: Sequence[WeightedRow], batch_size: int, readers: Sequence[Reader]) -> None:
     """Run every row once and show what each projection reads at the positions that count.
 
     Args:
         lm: The model.
         rows: Prompts with their responses; batched by length.
         batch_size: Rows per forward pass.
-        weigh: Weight of each position of a batch, (B, T); a position of weight 0 is not shown.
-        see: Called with the inputs at the other positions, N of them, and their weights (N,).
+        readers: Whom to show it.
 
     Raises:
         ModelError: See `observed_inputs`.
@@ -66,15 +71,7 @@ def read_inputs(
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     for group in track(batches, "Activations"):
         batch = collate([row.rendered for row in group], lm.pad_id).to(lm.device)
-        weights = weigh(batch).flatten()
-
-        def show(inputs: Inputs, weights: torch.Tensor = weights) -> None:
-            counted = weights if inputs.tokens is None else weights[inputs.tokens]
-            kept = counted.nonzero().squeeze(1)
-            tokens = kept if inputs.tokens is None else inputs.tokens[kept]
-            see(inputs._replace(values=inputs.values[kept], tokens=tokens), counted[kept])
-
-        with torch.no_grad(), observed_inputs(lm, show):
+        with torch.no_grad(), counted_inputs(lm, batch, readers):
             lm.model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -82,6 +79,26 @@ def read_inputs(
                 logits_to_keep=1,
                 use_cache=False,
             )
+
+
+@contextmanager
+def counted_inputs(lm: LanguageModel, batch: TokenBatch, readers: Sequence[Reader]) -> Iterator[None]:
+    """Show readers what projections read at the positions that count, for a forward pass of `batch` inside the block.
+
+    Raises:
+        ModelError: See `observed_inputs`.
+    """
+    weighed = [(reader.weigh(batch).flatten(), reader.see) for reader in readers]
+
+    def show(inputs: Inputs) -> None:
+        for weights, see in weighed:
+            counted = weights if inputs.tokens is None else weights[inputs.tokens]
+            kept = counted.nonzero().squeeze(1)
+            tokens = kept if inputs.tokens is None else inputs.tokens[kept]
+            see(inputs._replace(values=inputs.values[kept], tokens=tokens), counted[kept])
+
+    with observed_inputs(lm, show):
+        yield
 
 
 @contextmanager

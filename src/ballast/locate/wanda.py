@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.engine import WeightedRow, eligible_parameters
-from ballast.locate.inputs import Inputs, read_inputs
+from ballast.locate.engine import eligible_parameters
+from ballast.locate.inputs import Inputs, Reader
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
+from ballast.locate.rows import WeightedRow
 from ballast.models.parts import Part
 from ballast.prompts.batches import TokenBatch
 from ballast.prompts.refusals import REFUSALS
@@ -78,7 +79,7 @@ class Wanda:
             where = squares[inputs.part.name]
             (where if inputs.expert is None else where[inputs.expert]).add_(weights @ inputs.values.float().square())
 
-        read_inputs(task.lm, rows, task.batch_size, self._position_weights, see)
+        task.inputs(rows, Reader(self._position_weights, see))
         return squares
 
     def _position_weights(self, batch: TokenBatch) -> torch.Tensor:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 
 from ballast.errors import NumericalError, UsageError
-from ballast.locate.engine import WeightedRow
-from ballast.locate.inputs import Inputs, read_inputs
+from ballast.locate.inputs import Inputs, Reader, read_inputs
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 
 
@@ -99,7 +99,7 @@ def response_grams(
             grams[matrix] = read.new_zeros(read.shape[1], read.shape[1])
         grams[matrix].addmm_(read.T, read)
 
-    read_inputs(lm, rows, batch_size, lambda batch: batch.response_mask.float(), see)
+    read_inputs(lm, rows, batch_size, [Reader(lambda batch: batch.response_mask.float(), see)])
     for matrix, gram in grams.items():
         if not torch.isfinite(gram).all():
             raise NumericalError(f"What {matrix} reads is not finite; open the model in bfloat16 or float32.")
