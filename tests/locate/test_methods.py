@@ -207,6 +207,17 @@ class TestByHand:
             assert value.data_ptr() != weights[name].data_ptr()
 
 
+def test_cells_hold_all_of_the_scores() -> None:
+    lm = shared_lm("mixtral")
+    scores = locate(lm, PROMPTS, "magnitude")
+    cells = scores.cells()
+    assert [(cell["layer"], cell["role"]) for cell in cells] == sorted({(p.layer, p.role) for p in lm.parts.eligible()})
+    down = lm.model.get_parameter("model.layers.1.mlp.experts.down_proj").detach()
+    (found,) = (cell for cell in cells if (cell["layer"], cell["role"]) == (1, "experts.down"))
+    assert found["size"] == down.numel()
+    assert found["mass"] == pytest.approx(float(down.abs().sum()), rel=1e-5)
+
+
 class TestRandom:
     def test_differs_by_seed_and_tensor(self) -> None:
         scores = {seed: locate(shared_lm("llama"), PROMPTS, "random", seed=seed).values for seed in (0, 1)}
