@@ -1,8 +1,8 @@
 """Where scores and regions lie: share, density and enrichment per layer and role, for three architectures.
 
 SmolLM2 (dense), Gemma-3-270M (dense, another family, if its packages are installed) and SmolLM2 upcycled to four
-experts. The refusals of the built-in set, 64 of them; ESI, SNIP and Wanda, top 1 %. Each half of the prompts is located on
-as well: the spread between halves says how much a share hangs on the prompts. Writes `results/architecture/MODEL.json`.
+experts. The refusals of the built-in set, 64 of them; ESI, SNIP and Wanda, top 1 %. Each half of the prompts is located
+on as well: the spread between halves says how much a share hangs on the prompts. Writes `results/architecture/MODEL.json`.
 """
 
 from __future__ import annotations
