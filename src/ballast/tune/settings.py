@@ -50,7 +50,7 @@ class HardenSettings:
     check_every: int = 5
     check_tokens: int = 16
     judge: str = "keyword"
-    max_over_refusal_rise: float = 0.05
+    max_over_refusal_rise: float = 0.07
     seed: int = 0
 
     def __post_init__(self) -> None:
