@@ -2,7 +2,7 @@
 
 SmolLM2 (dense), Gemma-3-270M (dense, another family, if its packages are installed) and SmolLM2 upcycled to four
 experts. The refusals of the built-in set, 64 of them; ESI, SNIP and Wanda, top 1 %. Each half of the prompts is located
-on as well: the spread between halves says how much a share hangs on the prompts. Writes `results/architecture/MODEL.json`.
+on as well: the spread between halves says how much a share hangs on the prompts. Writes `results/architecture/*.json`.
 """
 
 from __future__ import annotations
