@@ -95,7 +95,8 @@ def counted_inputs(lm: LanguageModel, batch: TokenBatch, readers: Sequence[Reade
             counted = weights if inputs.tokens is None else weights[inputs.tokens]
             kept = counted.nonzero().squeeze(1)
             tokens = kept if inputs.tokens is None else inputs.tokens[kept]
-            see(inputs._replace(values=inputs.values[kept], tokens=tokens), counted[kept])
+            shares = None if inputs.shares is None else inputs.shares[kept]
+            see(inputs._replace(values=inputs.values[kept], tokens=tokens, shares=shares), counted[kept])
 
     with observed_inputs(lm, show):
         yield
