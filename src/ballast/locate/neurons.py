@@ -63,9 +63,9 @@ class Neurons:
     size: float = 0.01
 
     def __post_init__(self) -> None:
-        """Read kinds from a text and refuse settings that cannot work."""
-        if isinstance(self.kinds, str):
-            object.__setattr__(self, "kinds", tuple(self.kinds.replace(" ", "").split(",")))
+        """Take kinds with commas between them apart and refuse settings that cannot work."""
+        texts = (self.kinds,) if isinstance(self.kinds, str) else self.kinds  # by name a method is given one in a tuple
+        object.__setattr__(self, "kinds", tuple(kind.strip() for text in texts for kind in text.split(",")))
         if not self.kinds:
             raise UsageError(f"Give at least one kind of neurons; there are {', '.join(NEURON_KINDS)}.")
         for kind in self.kinds:
