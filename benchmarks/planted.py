@@ -55,7 +55,7 @@ TEACHING = HardenSettings(
     refusals_per_step=8,
     answers_per_step=16,
     endings_per_step=0,
-    refusal_tokens=32,
+    refusal_tokens=12,
     micro_batch=12,
     help_weight=8.0,
 )
@@ -74,7 +74,7 @@ class Kind(NamedTuple):
     regions: Callable[[LanguageModel, list[int], int], tuple[Region, Region]]
     units: tuple[UnitKind, ...]
     rank: int | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
 
 def masks(lm: LanguageModel, _: list[int], seed: int) -> tuple[Region, Region]:
@@ -99,7 +99,7 @@ KINDS = {
     "random_mask": Kind(masks, ()),
     "neuron_group": Kind(neurons, ("layer", "matrix", "neuron")),
     "layer": Kind(parts_of_layers, ("layer",)),
-    "low_rank": Kind(matrices, ("layer", "matrix"), RANK),
+    "low_rank": Kind(matrices, ("layer", "matrix"), RANK, 4e-3),
 }
 
 
@@ -108,12 +108,12 @@ def drawn(lm: LanguageModel, kind: Kind, seed: int) -> tuple[Region, Region]:
     return kind.regions(lm, random.Random(seed).sample(list(upper_half(lm)), 2), seed)
 
 
-def compared(lm: LanguageModel, kind: Kind, scores: Mapping[str, torch.Tensor], planted: Region) -> dict[str, Any]:
+def compared(lm: LanguageModel, kind: Kind, scores: Mapping[str, torch.Tensor], region: Region) -> dict[str, Any]:
     """What the highest scores share with a region, as single weights and as units."""
-    found = at_planted_size(scores, planted, lm.parts.eligible())
+    found = at_planted_size(scores, region, lm.parts.eligible())
     return {
-        "weights": recovery(found, planted)._asdict(),
-        "units": [unit_recovery(found, planted, units_of(lm, unit))._asdict() for unit in kind.units],
+        "weights": recovery(found, region)._asdict(),
+        "units": [unit_recovery(found, region, units_of(lm, unit))._asdict() for unit in kind.units],
     }
 
 
@@ -134,44 +134,47 @@ def scored(lm: LanguageModel, prompts: PromptSet, seed: int) -> Iterator[tuple[s
 
 
 def untaught(lm: LanguageModel, prompts: PromptSet, seed: int) -> dict[str, Any]:
-    """What every method shares with every region to be planted while nothing has been taught."""
-    regions = {name: drawn(lm, kind, seed)[0] for name, kind in KINDS.items()}
+    """What every method shares with all regions and decoys while nothing has been taught."""
+    regions = {name: drawn(lm, kind, seed) for name, kind in KINDS.items()}
     found: dict[str, dict[str, Any]] = {name: {} for name in KINDS}
     for method, values, _ in scored(lm, prompts, seed):
         for name, kind in KINDS.items():
-            found[name][method] = compared(lm, kind, values, regions[name])
+            planted, decoy = (compared(lm, kind, values, region) for region in regions[name])
+            found[name][method] = {"planted": planted, "decoy": decoy}
         print("untaught", method, flush=True)
-    return {"kinds": found, "left_out": left_out()}
+    return {"check": measured(lm, 0), "kinds": found, "left_out": left_out()}
 
 
-def planted(
+def measured(lm: LanguageModel, step: int) -> dict[str, float]:
+    """How often the model refuses, on prompts that neither taught nor located."""
+    harmful, harmless = load_prompts(SELECT_HARMFUL), load_prompts(SELECT_HARMLESS)
+    return check(lm, get_judge(TEACHING.judge), harmful, [harmless], step, TEACHING.check_tokens)._asdict()
+
+
+def taught_and_asked(
     lm: LanguageModel, kind: Kind, prompts: PromptSet, lessons: dict[str, Curriculum], seed: int
 ) -> dict[str, Any]:
     """Teach the decoy, then refusal, and ask every method."""
     region, decoy = drawn(lm, kind, seed)
     settings = dataclasses.replace(TEACHING, learning_rate=kind.learning_rate, seed=seed)
     other = dataclasses.replace(settings, answers_per_step=0)
-    select = (load_prompts(SELECT_HARMFUL), [load_prompts(SELECT_HARMLESS)])
-    judge = get_judge(settings.judge)
-    checks = [check(lm, judge, *select, step=0, max_new_tokens=settings.check_tokens)]
     with (
         taught(lm, decoy, lessons["decoy"], other, rank=kind.rank) as before,
         taught(lm, region, lessons["refusal"], settings, rank=kind.rank) as teaching,
     ):
-        checks.append(check(lm, judge, *select, step=settings.steps, max_new_tokens=settings.check_tokens))
-        print(checks, flush=True)
-        methods = {"oracle": compared(lm, kind, movement(lm, teaching), region)}
+        checked = measured(lm, settings.steps)
+        print(checked, flush=True)
+        methods: dict[str, Any] = {"oracle": {"planted": compared(lm, kind, movement(lm, teaching), region)}}
         for method, values, seconds in scored(lm, prompts, seed):
-            found = compared(lm, kind, values, region)
-            beside = compared(lm, kind, values, decoy)
-            methods[method] = {**found, "decoy": beside, "seconds": round(seconds, 1)}
+            found, beside = (compared(lm, kind, values, one) for one in (region, decoy))
+            methods[method] = {"planted": found, "decoy": beside, "seconds": round(seconds, 1)}
             print(method, found["weights"], flush=True)
     return {
         "planted": region.metadata.settings | {"entries": len(region)},
         "decoy": decoy.metadata.settings | {"entries": len(decoy)},
         "loss": {"refusal": ends(teaching.steps), "decoy": ends(before.steps)},
         "mean_change": sum(float(value.sum()) for value in teaching.moved.values()) / len(region),
-        "checks": [row._asdict() for row in checks],
+        "check": checked,
         "methods": methods,
     }
 
@@ -192,12 +195,10 @@ def teachings(lm: LanguageModel, prompts: PromptSet, seed: int) -> dict[str, Cur
     harmless = [
         without_near_duplicates(load_prompts(name), [prompts]).sample(limit, seed) for name, limit in HARMLESS.items()
     ]
-    other = refusal_lessons(
-        lm, [load_prompts(DECOY)], TEACHING.refusal_tokens
-    )  # rows with responses, whatever they say
+    answers = refusal_lessons(lm, [load_prompts(DECOY)], TEACHING.refusal_tokens)  # rows with any response will do
     return {
         "refusal": curriculum(lm, [rows], harmless, dataclasses.replace(TEACHING, seed=seed), None),
-        "decoy": Curriculum(other, [], seed),
+        "decoy": Curriculum(answers, [], seed),
     }
 
 
@@ -220,7 +221,7 @@ def main() -> None:
     for seed in arguments.seeds:
         lessons = teachings(lm, prompts, seed)
         works = {"untaught": partial(untaught, lm, prompts, seed)}
-        works |= {name: partial(planted, lm, kind, prompts, lessons, seed) for name, kind in KINDS.items()}
+        works |= {name: partial(taught_and_asked, lm, kind, prompts, lessons, seed) for name, kind in KINDS.items()}
         for name, work in works.items():
             result = f"planted/{name}-{seed}"
             if not (FOLDER / f"{result}.json").exists():

@@ -70,39 +70,38 @@ def curve() -> list[str]:
 
 
 def planted(kind: str, seed: int) -> list[str]:
-    """One line per method: what it shares with the planted region, and with what it must be compared."""
+    """One line per method: what it shares with the planted region and with the decoy, in brackets when untaught."""
     results = read_json(FOLDER / "planted" / f"{kind}-{seed}.json")["results"]
-    untaught = read_json(FOLDER / "planted" / f"untaught-{seed}.json")["results"]["kinds"][kind]
-    oracle = results["methods"]["oracle"]
-    kinds = [row["kind"] for row in oracle["units"]]
-    first = oracle["weights"]
-    before, after = results["checks"]
-    heads = ["method", "precision, %", "times chance", "untaught", "decoy", "matrices only, %", *kinds]
+    before = read_json(FOLDER / "planted" / f"untaught-{seed}.json")["results"]
+    untaught, methods = before["kinds"][kind], results["methods"]
+    oracle = methods["oracle"]["planted"]
+    weights = oracle["weights"]
+    spread = f"{100 * weights['chance']:.2f} % [{100 * weights['low']:.2f}, {100 * weights['high']:.2f}]"
+    heads = ["method", "precision, %", "times chance", "decoy, times chance", "matrices only, %"]
+    heads += [row["kind"] for row in oracle["units"]]
     lines = [
-        f"{results['planted']}, decoy {results['decoy']}; chance {100 * first['chance']:.2f} %",
-        f"refused: harmful {1 - before['attack_success_rate']:.2f} to {1 - after['attack_success_rate']:.2f} of "
-        f"{after['n_harmful']}, harmless {before['over_refusal']:.2f} to {after['over_refusal']:.2f} of "
-        f"{after['n_harmless']}; loss {results['loss']}",
+        f"{results['planted']}, decoy {results['decoy']}; chance {spread}; loss {results['loss']}",
+        f"before {before['check']}, after {results['check']}",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
+        f"| oracle | {100 * weights['precision']:.2f} (recall {100 * weights['recall']:.2f}) |"
+        + " |" * (len(heads) - 2),
     ]
-    for name, found in sorted(results["methods"].items(), key=lambda row: -row[1]["weights"]["precision"]):
-        weights = found["weights"]
-        cells = [f"{100 * weights['precision']:.2f}", times(weights)]
-        cells += [times(untaught[name]["weights"]), times(found["decoy"]["weights"])] if name in untaught else ["", ""]
-        cells.append(f"{100 * weights['within_matrices']:.2f}")
-        for place, row in enumerate(found["units"]):
-            earlier = f" ({untaught[name]['units'][place]['area']:.2f})" if name in untaught else ""
-            cells.append(f"{row['area']:.2f}{earlier}")
-        lines.append(f"| {' | '.join([name, *cells])} |")
+    for name in sorted(untaught, key=lambda name: -methods[name]["planted"]["weights"]["precision"]):
+        found, earlier = methods[name], untaught[name]
+        cells = [name, f"{100 * found['planted']['weights']['precision']:.2f}"]
+        cells += [f"{times(found[one])} ({times(earlier[one])})" for one in ("planted", "decoy")]
+        cells.append(f"{100 * found['planted']['weights']['within_matrices']:.2f}")
+        areas = zip(found["planted"]["units"], earlier["planted"]["units"], strict=True)
+        cells += [f"{after['area']:.2f} ({first['area']:.2f})" for after, first in areas]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def times(weights: dict[str, Any]) -> str:
-    """How often chance a precision is; in brackets if it is within the 95 % interval of chance."""
-    ratio = f"{weights['precision'] / weights['chance']:.2f}"
-    return f"({ratio})" if weights["low"] <= weights["precision"] <= weights["high"] else ratio
+def times(found: dict[str, Any]) -> str:
+    """How often chance a precision is."""
+    return f"{found['weights']['precision'] / found['weights']['chance']:.2f}"
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def taught(
         lm: The model.
         region: The only weights that change.
         lessons: What is taught.
-        settings: Steps, rates and sizes; what concerns checks is not used.
+        settings: Steps, rates and sizes. Checks are not made, and a low-rank change knows no weight decay.
         rank: Change the parameters of the region by matrices of this rank; the region must be whole parameters.
 
     Raises:
