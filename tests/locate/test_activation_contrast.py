@@ -150,7 +150,7 @@ def test_a_base_that_does_not_fit(save: Save) -> None:
         ActivationContrast()
     with pytest.raises(UsageError, match="at least 1"):
         ActivationContrast(base="x", max_new_tokens=0)
-    with pytest.raises(ModelError, match="has other weight matrices than llama"):
+    with pytest.raises(ModelError, match=r"is \(32, 32\) in llama and \(64, 32\) in base; give as base"):
         locate(lm, PROMPTS, ActivationContrast(base=save(tiny_lm("qwen3"))))
     short = tiny_lm("llama")
     short.model.resize_token_embeddings(100)

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ballast.errors import ModelError, UsageError
+from ballast.locate.base_checkpoint import open_base
 from ballast.locate.inputs import Inputs, observed_inputs
 from ballast.locate.registry import Task, UnitsFound, register
-from ballast.models import LanguageModel, open_model
+from ballast.models import LanguageModel
 from ballast.models.generation import answer_batch
 from ballast.models.units import UnitGroup, neuron_groups
 from ballast.progress import track
@@ -78,7 +79,7 @@ class ActivationContrast:
     def score(self, task: Task) -> UnitsFound:
         """Score every feed-forward neuron; experts without a token that both checkpoints gave them score 0."""
         lm = task.lm
-        base = _base_of(lm, self.base)
+        base = open_base(lm, self.base, dtype=lm.model.dtype, device=lm.device)
         groups, missing = neuron_groups(lm, ["feed_forward"])
         rows = sorted(_answered(task, self.max_new_tokens), key=lambda row: len(row.ids), reverse=True)
         _check_vocabulary(base, rows, lm.pad_id)
@@ -175,16 +176,6 @@ def _answered(task: Task, max_new_tokens: int) -> list[Rendered]:
         answers = answer_batch(lm, [rendered.ids for rendered in group], max_new_tokens)
         rows += [Rendered([*row.ids, *answer.ids], len(row.ids)) for row, answer in zip(group, answers, strict=True)]
     return rows
-
-
-def _base_of(lm: LanguageModel, source: str) -> LanguageModel:
-    base = open_model(source, dtype=lm.model.dtype, device=lm.device)
-    shapes = [{part.name: part.shape for part in one.parts.eligible()} for one in (lm, base)]
-    if shapes[0] != shapes[1]:
-        raise ModelError(
-            f"{source} has other weight matrices than {lm.name}; give a checkpoint of the same architecture."
-        )
-    return base
 
 
 def _check_vocabulary(base: LanguageModel, rows: list[Rendered], pad_id: int) -> None:

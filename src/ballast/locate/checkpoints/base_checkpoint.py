@@ -12,17 +12,21 @@ from ballast.locate.engine import eligible_parameters
 from ballast.models import LanguageModel, open_model
 
 
-def open_base(lm: LanguageModel, source: str) -> LanguageModel:
-    """Open the other checkpoint, in main memory.
+def open_base(
+    lm: LanguageModel, source: str, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+) -> LanguageModel:
+    """Open the other checkpoint, in main memory if nothing else is said.
 
     Args:
         lm: The aligned model.
         source: As for `open_model`; pickled weights and code of the checkpoint are refused.
+        dtype: As for `open_model`.
+        device: As for `open_model`.
 
     Raises:
         ModelError: It cannot be opened, or its weight matrices are not those of `lm` by name and shape.
     """
-    base = open_model(source, device="cpu")
+    base = open_model(source, dtype=dtype, device=device)
     ours, theirs = ({part.name: part.shape for part in one.parts.eligible()} for one in (lm, base))
     for name in sorted(ours.keys() ^ theirs.keys()):
         owner = lm.name if name in ours else base.name
