@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ballast.errors import ModelError, UsageError
-from ballast.locate.base_checkpoint import open_base
+from ballast.locate.checkpoints.base_checkpoint import open_base
 from ballast.locate.inputs import Inputs, observed_inputs
 from ballast.locate.registry import Task, UnitsFound, register
 from ballast.models import LanguageModel
