@@ -114,4 +114,4 @@ def test_harden(checkpoint: Path, tmp_path: Path) -> None:
         done = subprocess.run([*call, str(out)], env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert (killed / "patch.safetensors").read_bytes() == (whole / "patch.safetensors").read_bytes()
-    assert lines(killed / "harden.jsonl") == lines(whole / "harden.jsonl") == 60 + 7
+    assert lines(killed / "harden.jsonl") == lines(whole / "harden.jsonl") == 60 + 13
