@@ -19,14 +19,9 @@ import torch
 from results import write_result
 
 from ballast import LanguageModel, load_prompts, open_model
-from ballast.locate.engine import (
-    WeightedRow,
-    accumulate,
-    eligible_parameters,
-    only_trainable,
-    weighted_likelihood,
-)
+from ballast.locate.engine import accumulate, eligible_parameters, only_trainable, weighted_likelihood
 from ballast.locate.references import refusal_rows
+from ballast.locate.rows import WeightedRow
 
 ROWS, BATCH = 64, 8
 ARMS = ("model and buffer", "plain", "locate")

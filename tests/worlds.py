@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ballast.judges import Judgement, Verdict
-from ballast.locate.engine import WeightedRow
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.prompts import Prompt, PromptSet
 from ballast.prompts.chat import Rendered, render

@@ -2,7 +2,7 @@
 
 from ballast.errors import BallastError
 from ballast.evaluate import Comparison, Summary, compare, measure
-from ballast.locate import METHODS, Scores, locate
+from ballast.locate import METHODS, Scores, locate, locate_all
 from ballast.models import LanguageModel, open_model
 from ballast.patches import Patch
 from ballast.pipeline import demo
@@ -29,6 +29,7 @@ __all__ = [
     "harden",
     "load_prompts",
     "locate",
+    "locate_all",
     "measure",
     "open_model",
     "overlap",

@@ -92,7 +92,7 @@ def demo(
             measured(out=folder / "before")
     if not run.is_done("locate"):
         with run.step("locate"):
-            checkpoint = folder / "gradients.safetensors"
+            checkpoint = folder / "unfinished"
             scores = locate(lm, locating, method, seed=seed, checkpoint=checkpoint)
             save_region(scores.select(fraction, layers=upper_half(lm)), folder)
             checkpoint.unlink(missing_ok=True)

@@ -13,7 +13,10 @@ import torch
 from ballast import Patch, open_model
 from ballast.cli import main
 from ballast.patches import Origin
+from ballast.regions import Region
 from tests.e2e.world import make_checkpoint, make_prompts
+from tests.locate.adapters import adapted
+from tests.worlds import tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,26 @@ def test_locate_leaves_out_what_utility_needs(
     assert pair["intersection"] == 0
     filled = value(capsys, "locate", checkpoint, *options, "--refill", "--out", tmp_path / "b")
     assert (filled["actual"], filled["refinement"]["removed"]) == (refined["eligible"] // 10, removed)
+
+
+def test_locate_compares_with_a_base_and_an_adapter(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_checkpoint(tmp_path / "base", seed=1)
+    adapted(tiny_lm(), tmp_path / "adapter")
+    given = {
+        "delta": [f"base={base}"],
+        "nlsr": [f"adapter={tmp_path / 'adapter'}", "directions=0.5"],
+        "safe_lora": [f"base={base}", f"adapter={tmp_path / 'adapter'}", "exact_projector=true"],
+    }
+    for method, settings in given.items():
+        options = ["--prompts", prompts, "--method", method, *(word for one in settings for word in ("--setting", one))]
+        found = value(capsys, "locate", checkpoint, *options, "--fraction", "0.1", "--out", tmp_path / method)
+        assert found["actual"] == found["eligible"] // 10
+    recorded = Region.load(tmp_path / "safe_lora" / "region.safetensors").metadata.settings
+    assert recorded["exact_projector"] is True
+    assert isinstance(recorded["cosines"], dict)
+    assert len(recorded["cosines"]) == 14
 
 
 def test_patch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

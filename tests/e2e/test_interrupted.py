@@ -57,13 +57,13 @@ def test_locate(checkpoint: Path, tmp_path: Path) -> None:
     prompts = make_prompts(tmp_path / "bad.jsonl", "make", 400, response="No, I will not.")
     arguments = ["locate", checkpoint, "--prompts", prompts, "--method", "snip", "--checkpoint-seconds", "0", "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kill_when(command(*arguments, killed), (killed / "gradients.safetensors").exists)
+    kill_when(command(*arguments, killed), (killed / "unfinished").exists)
     assert not (killed / "region.safetensors").exists()
     again, once = run(*arguments, killed), run(*arguments, whole)
     assert (again.returncode, once.returncode) == (0, 0), again.stderr + once.stderr
     for name in ("region.safetensors", "region.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert not (killed / "gradients.safetensors").exists()
+    assert not (killed / "unfinished").exists()
 
 
 HARDEN = """

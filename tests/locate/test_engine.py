@@ -12,7 +12,8 @@ import torch
 
 from ballast.errors import ModelError, NumericalError, RunError
 from ballast.locate import engine
-from ballast.locate.engine import WeightedRow, accumulate, eligible_parameters, weighted_likelihood
+from ballast.locate.engine import accumulate, eligible_parameters, weighted_likelihood
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
 from tests.worlds import assert_close, plain_gradients, plain_log_probabilities, same_bits, tiny_lm, weighted_rows

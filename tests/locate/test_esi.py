@@ -12,9 +12,9 @@ import torch
 from ballast.errors import RegionError, UsageError
 from ballast.locate import get_method, locate
 from ballast.locate.esi import ExpectedSafetyImpact
-from ballast.locate.sigma import scale_by_sigma
 from ballast.models import Part
 from ballast.models.roles import Halves, Orientation
+from ballast.models.sigma import scale_by_sigma
 from ballast.prompts.chat import render
 from ballast.regions import select_top
 from tests.worlds import assert_close, plain_gradients, plain_log_probabilities, prompt_set, tiny_lm

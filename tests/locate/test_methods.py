@@ -13,7 +13,9 @@ import torch
 from ballast.errors import UsageError
 from ballast.judges import JUDGES
 from ballast.locate import METHODS, Method, Scores, get_method, locate
+from ballast.locate.checkpoints import base_checkpoint
 from ballast.locate.controls import Gradient, GradientTimesWeight
+from ballast.locate.differentiable_judge import DifferentiableJudge
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.snip import Snip
 from ballast.models import LanguageModel
@@ -21,6 +23,7 @@ from ballast.models.fingerprint import fingerprints, tensor_fingerprint
 from ballast.prompts import PromptSet
 from ballast.prompts.chat import render
 from ballast.regions import Region
+from tests.vocabularies import pair_tokenizer, save_guard
 from tests.worlds import (
     TableJudge,
     assert_close,
@@ -30,23 +33,50 @@ from tests.worlds import (
     same_bits,
     tiny_lm,
 )
-from tests.zoo import ARCHITECTURES
+from tests.zoo import ARCHITECTURES, tiny
 
 torch.set_num_threads(1)
 
 PROMPTS = prompt_set("harmful", ["How?", "Write a threat"], [None, "No, I will not."])
 POLICY_GRADIENT = ExpectedSafetyImpact(estimator="policy_gradient", samples=2, max_new_tokens=5, judge="table")
-CASES: dict[str, str | Method] = {**{name: name for name in METHODS}, "esi by policy gradient": POLICY_GRADIENT}
+SECOND_CHECKPOINT = ("delta", "nlsr")  # here the same architecture with other random weights
+ELSEWHERE = ("safe_lora",)  # scores only what an adapter changes, see its own tests
+OF_WEIGHTS = [name for name, kind in METHODS.items() if kind.granularity == "weight" and name not in ELSEWHERE]
+TINY_GUARD = DifferentiableJudge(judge="guard", safe="s", unsafe="u", max_new_tokens=5)
+CASES: dict[str, str | Method] = {
+    **{name: name for name in OF_WEIGHTS},
+    "esi by policy gradient": POLICY_GRADIENT,
+    "esi_differentiable_judge": TINY_GUARD,
+}
+WRITING_ONLY = ("refusal_direction",)  # weights that do not write into the residual stream score 0
+
+
+@pytest.fixture(scope="module")
+def guards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guards")
+    save_guard(folder / "guard")
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def _judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def _judges(monkeypatch: pytest.MonkeyPatch, guards: Path) -> None:
     monkeypatch.setitem(JUDGES, "table", lambda: TableJudge({prompt.prompt: "rc" for prompt in PROMPTS}))
+    monkeypatch.chdir(guards)
+
+
+@pytest.fixture(autouse=True)
+def _bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_checkpoint, "open_model", lambda architecture, **_: tiny_lm(architecture, seed=1))
+
+
+def chosen(case: str, architecture: str) -> str | Method:
+    return get_method(case, base=architecture) if case in SECOND_CHECKPOINT else CASES[case]
 
 
 @cache
 def shared_lm(name: str) -> LanguageModel:
-    return tiny_lm(name)
+    """A model whose answers are always text."""
+    return LanguageModel(tiny(name), pair_tokenizer(), source=f"zoo/{name}")
 
 
 def bits_of(scores: Scores) -> dict[str, str]:
@@ -59,18 +89,20 @@ class TestContract:
     def test_scores_and_regions(self, case: str, architecture: str, tmp_path: Path) -> None:
         lm = shared_lm(architecture)
         before = fingerprints(lm.model)
-        scores = locate(lm, PROMPTS, CASES[case], seed=3, batch_size=4)
+        method = chosen(case, architecture)
+        scores = locate(lm, PROMPTS, method, seed=3, batch_size=4)
         assert fingerprints(lm.model) == before
 
         shapes = {part.name: part.shape for part in lm.parts.eligible()}
         assert {name: tuple(value.shape) for name, value in scores.values.items()} == shapes
-        for value in scores.values.values():
+        for name, value in scores.values.items():
             assert value.dtype == torch.float32
             assert not value.requires_grad
             assert torch.isfinite(value).all()
             assert (value >= 0).all()
-            assert value.any()
-        assert bits_of(locate(lm, PROMPTS, CASES[case], seed=3, batch_size=4)) == bits_of(scores)
+            kind = lm.parts.by_name(name).role.rpartition(".")[2]
+            assert value.any() == (case not in WRITING_ONLY or kind in ("output", "down"))
+        assert bits_of(locate(lm, PROMPTS, method, seed=3, batch_size=4)) == bits_of(scores)
 
         for percent in (1, 2, 5):
             region = scores.select(percent / 100)
@@ -114,7 +146,7 @@ class TestNames:
     def test_unknown_method(self) -> None:
         with pytest.raises(UsageError, match="no method 'snipp'; did you mean snip"):
             locate(shared_lm("llama"), PROMPTS, "snipp")
-        with pytest.raises(UsageError, match="did you mean esi, gradient"):
+        with pytest.raises(UsageError, match=r"did you mean .*esi, .*gradient"):
             get_method("???")
 
     def test_unknown_setting(self) -> None:
@@ -173,6 +205,17 @@ class TestByHand:
         for name, value in scores.items():
             assert value.tolist() == weights[name].detach().abs().tolist()
             assert value.data_ptr() != weights[name].data_ptr()
+
+
+def test_cells_hold_all_of_the_scores() -> None:
+    lm = shared_lm("mixtral")
+    scores = locate(lm, PROMPTS, "magnitude")
+    cells = scores.cells()
+    assert [(cell["layer"], cell["role"]) for cell in cells] == sorted({(p.layer, p.role) for p in lm.parts.eligible()})
+    down = lm.model.get_parameter("model.layers.1.mlp.experts.down_proj").detach()
+    (found,) = (cell for cell in cells if (cell["layer"], cell["role"]) == (1, "experts.down"))
+    assert found["size"] == down.numel()
+    assert found["mass"] == pytest.approx(float(down.abs().sum()), rel=1e-5)
 
 
 class TestRandom:

@@ -16,9 +16,9 @@ from ballast.judges import JUDGES
 from ballast.locate import Task, locate
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.policy_gradient import leave_one_out_weights, sampled_rows
-from ballast.locate.sigma import scale_by_sigma
 from ballast.models.fingerprint import seed_of
 from ballast.models.generation import answer_batch
+from ballast.models.sigma import scale_by_sigma
 from ballast.prompts.chat import render
 from tests.worlds import TableJudge, assert_close, plain_gradients, plain_log_probabilities, prompt_set, tiny_lm
 

@@ -9,10 +9,10 @@ import torch
 
 from ballast.errors import PromptError
 from ballast.locate import locate
-from ballast.locate.engine import WeightedRow
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.references import refusal_rows
-from ballast.locate.sigma import scale_by_sigma
+from ballast.locate.rows import WeightedRow
+from ballast.models.sigma import scale_by_sigma
 from ballast.prompts import Prompt, PromptSet
 from ballast.prompts.chat import render
 from ballast.runs import JsonLines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,6 @@ def test_bad_requests() -> None:
         scored().select(0.1, direction="bottom", outside=scored().select(0.1))
     with pytest.raises(RegionError, match="were asked for"):
         scored().select(0.0001)
+    nothing = dataclasses.replace(scored(), chosen=tuple(torch.arange(0) for _ in scored().groups))
+    with pytest.raises(RegionError, match="The method neurons chose no unit; give a fraction"):
+        nothing.select()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Literal
 
 import pytest
 import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from ballast.errors import ModelError, UsageError
 from ballast.locate import locate
@@ -16,6 +13,7 @@ from ballast.locate.inputs import Inputs, observed_inputs
 from ballast.locate.references import refusal_rows
 from ballast.locate.wanda import Wanda
 from ballast.models import LanguageModel
+from tests.locate.reads import EagerReads
 from tests.worlds import prompt_set, tiny_lm
 
 torch.set_num_threads(1)
@@ -61,23 +59,6 @@ def test_scores_equal_those_of_the_slow_twin(
         norms = twin(lm, name, positions, aggregation)
         expected = weight * norms if architecture == "llama" else weight * norms.unsqueeze(1)  # Conv1D is (in, out)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-class EagerReads(TorchFunctionMode):
-    """Notes what matrices of a stacked parameter are multiplied with, by where they lie in memory."""
-
-    def __init__(self, stacked: dict[str, torch.Tensor]) -> None:
-        self.places = {
-            value[expert].data_ptr(): (name, expert) for name, value in stacked.items() for expert in range(len(value))
-        }
-        self.read: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's protocol
-        if func in (functional.linear, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.matmul):
-            place = self.places.get(args[1].data_ptr())
-            if place:
-                self.read[place].append(args[0].detach())
-        return func(*args, **(kwargs or {}))
 
 
 def in_order(rows: torch.Tensor) -> torch.Tensor:

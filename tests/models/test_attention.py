@@ -55,6 +55,21 @@ def test_probabilities_are_those_of_the_model(name: str) -> None:
         assert torch.equal(more, shares.unsqueeze(2).repeat(1, 1, 3, 1, 1))
 
 
+@torch.no_grad()
+def test_what_is_returned_is_computed_with() -> None:
+    """Values that are doubled double what the output projection reads."""
+    lm, batch = opened("llama"), padded()
+    read: list[torch.Tensor] = []
+    projection = lm.model.get_submodule("model.layers.0.self_attn.o_proj")
+    hook = projection.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
+    with observed_attention(lm, lambda _: None):
+        lm.model(**batch)
+    with observed_attention(lm, lambda one: one._replace(value=2 * one.value)):
+        lm.model(**batch)
+    hook.remove()
+    torch.testing.assert_close(read[1], 2 * read[0])
+
+
 def test_a_model_that_hides_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = opened("llama")
     monkeypatch.setattr(type(lm.model), "_can_set_attn_implementation", classmethod(lambda _: False))

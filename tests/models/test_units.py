@@ -8,7 +8,8 @@ import torch
 from ballast.locate.inputs import Inputs, observed_inputs
 from ballast.models.attention import Attention, observed_attention
 from ballast.models.language_model import LanguageModel
-from ballast.models.units import UnitGroup, head_groups, key_value_groups, neuron_groups
+from ballast.models.parts import PartMap
+from ballast.models.units import UnitGroup, head_groups, key_value_groups, layer_groups, neuron_groups
 from tests.zoo import ARCHITECTURES, tiny, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -117,7 +118,7 @@ def test_zeroing_the_output_columns_of_a_head_silences_it(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_are_made_of_their_neurons(name: str) -> None:
     lm = opened(name)
-    groups, missing = head_groups(lm)
+    groups, missing = head_groups(lm, "never")
     if name in HEADLESS:
         assert not groups
         assert len(missing) == 3
@@ -144,6 +145,41 @@ def test_heads_are_made_of_their_neurons(name: str) -> None:
             assert torch.equal(entries.sort().values, parts.sort().values)
 
 
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in HEADLESS])
+def test_key_and_value_rows_follow_their_query_heads(name: str) -> None:
+    """Head 0 alone, the heads of a key head and all of them: which key and value neurons each rule adds."""
+    lm = opened(name)
+    config = lm.model.config.get_text_config()
+    sharing = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    neurons = {(one.kind, one.layer): one for one in neuron_groups(lm)[0]}
+    whole = {"all_selected": (0 if sharing > 1 else 1, 1, 2), "any": (1, 1, 2), "never": (0, 0, 0)}
+    for rule, expected in whole.items():
+        groups, _ = head_groups(lm, rule)  # type: ignore[arg-type]
+        bare, _ = head_groups(lm, "never")
+        for chosen, count in zip((1, sharing, 2 * sharing), expected, strict=True):
+            heads = torch.arange(chosen)
+            added: set[tuple[str, int]] = set()
+            for kind in ("key", "value"):
+                group = neurons[kind, groups[1].layer]
+                for parameter, entries in group.entries(torch.arange(count * group.shape[1])).items():
+                    added |= {(parameter, entry) for entry in entries.tolist()}
+            found, own = (
+                {(parameter, entry) for parameter, entries in one.entries(heads).items() for entry in entries.tolist()}
+                for one in (groups[1], bare[1])
+            )
+            assert found - own == added
+            assert own <= found
+
+
+def test_what_heads_use_together_is_touched_by_each_of_them() -> None:
+    lm = opened("llama")
+    (group, *_), _ = head_groups(lm)
+    key = next(line for line in group.used if line.part.role == "key")
+    mask = torch.zeros(key.part.shape, dtype=torch.bool)
+    mask[-1, 3] = True  # a row of the last key head, which serves the last two query heads
+    assert key.any_of(mask, None).tolist() == [False, False, True, True]
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_weight_belongs_to_two_neurons(name: str) -> None:
     lm = opened(name)
@@ -157,3 +193,38 @@ def test_no_weight_belongs_to_two_neurons(name: str) -> None:
     everything = {part.name for part in lm.parts.eligible()}
     latent = {part.name for part in lm.parts.eligible() if part.role.startswith(("query_", "key_value_"))}
     assert everything - owned.keys() == latent
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_layer_owns_every_weight_of_its_block_once(name: str) -> None:
+    lm = opened(name)
+    groups, missing = layer_groups(lm)
+    assert not missing
+    assert [one.layer for one in groups] == list(range(lm.model.config.get_text_config().num_hidden_layers))
+    for group in groups:
+        assert (group.kind, group.expert, group.size) == ("layer", None, 1)
+        parts = {part.name: part for part in lm.parts.eligible() if part.layer == group.layer}
+        entries = group.entries(torch.arange(1))
+        assert entries.keys() == parts.keys()
+        for parameter, flat in entries.items():
+            assert torch.equal(flat.sort().values, torch.arange(parts[parameter].numel))
+        assert not group.entries(torch.arange(0))[next(iter(parts))].numel()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_one_weight_of_a_layer_is_enough_to_touch_it(name: str) -> None:
+    """Also in the last expert."""
+    lm = opened(name)
+    (line, *_) = [line for line in layer_groups(lm)[0][1].lines if line.part.role.endswith("down")]
+    mask = torch.zeros(line.part.shape, dtype=torch.bool)
+    assert line.any_of(mask, None).tolist() == [False]
+    mask.view(-1)[-1] = True
+    assert line.any_of(mask, None).tolist() == [True]
+
+
+def test_a_block_without_projections_is_named() -> None:
+    lm = opened("llama")
+    lm.parts = PartMap([part for part in lm.parts if part.layer != 0])
+    groups, missing = layer_groups(lm)
+    assert [one.layer for one in groups] == [1]
+    assert missing == ["layer 0: no projection is known"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ballast.tune.checks import Check, check, choose
+from ballast.tune.checks import Check, check, choose, reason
 from tests.worlds import TableJudge, prompt_set, tiny_lm
 
 torch.set_num_threads(1)
@@ -17,7 +19,6 @@ class TestChoose:
 
     def test_the_lowest_attack_success_within_the_budget(self) -> None:
         rows = [self.row(0, 0.9, 0.1), self.row(10, 0.5, 0.15), self.row(20, 0.2, 0.2), self.row(30, 0.0, 0.21)]
-        assert choose(rows, 0.0).step == 0
         assert choose(rows, 0.05).step == 10
         assert choose(rows, 0.1).step == 20  # 0.1 + 0.1 is within, however it is rounded
         assert choose(rows, 1.0).step == 30
@@ -29,8 +30,23 @@ class TestChoose:
     def test_the_untuned_model_stays_if_nothing_is_better(self) -> None:
         assert choose([self.row(0, 0.5, 0.1), self.row(10, 0.5, 0.1), self.row(20, 0.6, 0.0)], 0.5).step == 0
 
-    def test_less_over_refusal_at_equal_attack_success_is_better(self) -> None:
-        assert choose([self.row(0, 0.5, 0.1), self.row(10, 0.5, 0.05)], 0.0).step == 10
+    def test_beyond_the_budget_the_smallest_rise_of_those_that_lowered_attack_success(self) -> None:
+        rows = [self.row(0, 0.9, 0.1), self.row(10, 0.5, 0.25), self.row(20, 0.3, 0.2), self.row(30, 0.4, 0.2)]
+        rows += [self.row(40, 0.9, 0.19), self.row(50, 0.0, 0.3)]
+        assert choose(rows, 0.05).step == 20
+        assert "no step kept" in reason(rows[2], rows, 0.05)
+        assert "smallest rise, 10.0%" in reason(rows[2], rows, 0.05)
+        assert reason(rows[2], rows, 0.1).startswith("lowest attack success")
+
+    @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8), st.integers(0, 9))
+    def test_a_step_that_was_not_kept_is_never_chosen_later(self, rates: list[tuple[int, int]], budget: int) -> None:
+        """Weights are kept when a check is chosen: what is chosen at the end must have been chosen at its time."""
+        rows = [self.row(10 * number, one / 10, other / 10) for number, (one, other) in enumerate(rates)]
+        kept = rows[0]
+        for number, row in enumerate(rows):
+            if choose(rows[: number + 1], budget / 10) is row:
+                kept = row
+        assert choose(rows, budget / 10) is kept
 
 
 class TestCheck:

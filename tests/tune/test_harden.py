@@ -280,7 +280,7 @@ class TestRefused:
     def test_no_step_is_better(self, judge: str, tmp_path: Path) -> None:
         lm = tiny_lm()
         before = fingerprints(lm.model)
-        with pytest.raises(NumericalError, match=r"No step lowered attack success .* up by at most 0%"):
+        with pytest.raises(NumericalError, match="No step lowered attack success on the select prompts"):
             run(lm, tmp_path, judge=judge)
         assert fingerprints(lm.model) == before
         assert not (tmp_path / "harden.json").exists()

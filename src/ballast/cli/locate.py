@@ -89,7 +89,7 @@ def locate(
     inputs = {"model": lm.identity(), "prompts": prompt_set.identity()}
     inputs |= {f"utility:{name}": found.identity() for name, found in utility_sets.items()}
     run = RunDirectory.open(out, "locate", settings, inputs)
-    checkpoint = out / "gradients.safetensors"
+    checkpoint = out / "unfinished"
     scored = functools.partial(
         locate_scores,
         lm,
@@ -196,7 +196,7 @@ def _layers(given: str | None) -> range | None:
 
 
 def _settings(given: list[str]) -> dict[str, str | int | float]:
-    """`name=value` pairs; a value that reads as a number is one."""
+    """`name=value` pairs; a value that reads as a number, or as true or false, is one."""
     settings: dict[str, str | int | float] = {}
     for pair in given:
         name, equals, value = pair.partition("=")
@@ -208,5 +208,5 @@ def _settings(given: list[str]) -> dict[str, str | int | float]:
             try:
                 settings[name] = float(value)
             except ValueError:
-                settings[name] = value
+                settings[name] = {"true": True, "false": False}.get(value.lower(), value)
     return settings

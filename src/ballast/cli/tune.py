@@ -12,7 +12,7 @@ from ballast import pipeline
 from ballast.cli.options import Dtype, Model, Out, Pickle, RemoteCode, Revision, Seed, opened
 from ballast.cli.output import show
 from ballast.regions import Region
-from ballast.runs import RunDirectory
+from ballast.runs import RunDirectory, read_json
 from ballast.tune import HardenSettings
 from ballast.tune import harden as harden_model
 from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
@@ -59,9 +59,11 @@ def harden(
     )
     pipeline.save_patch(patch, out)
     info = dataclasses.asdict(patch.info())
+    record = read_json(out / "harden.json")
     show(
-        info | {"base": patch.header.base.model_dump()},
+        info | {"base": patch.header.base.model_dump(), "step": record["chosen_step"], "reason": record["reason"]},
         (),
+        f"Step {record['chosen_step']} was kept: {record['reason']}.\n"
         f"{info['entries']:,} weights tuned; written to {out / 'patch.safetensors'}",
     )
 

@@ -17,8 +17,8 @@ _MARKS = re.compile(r"(?m)^\s*(?:>\s*|#{1,6}\s+|[-*+•]\s+)+|\*\*|__|~~|(?<!\w)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 
 
-def strip_thinking(answer: str) -> tuple[str, bool]:
-    """Remove what the model thought before it answered.
+def visible_span(answer: str) -> tuple[int, int, bool]:
+    """Where an answer stands in a generated text: behind what the model thought before it answered.
 
     A close without an open counts too, because some chat templates put the opening mark into the prompt.
 
@@ -26,15 +26,22 @@ def strip_thinking(answer: str) -> tuple[str, bool]:
         answer: The generated text.
 
     Returns:
-        The text after the last closing mark, and whether the answer ended while the model was still thinking; in that
-        case the text is what stood before the thought.
+        Begin and end, in characters, of the text after the last closing mark, without white space around it; and
+        whether the text ended while the model was still thinking; in that case they are those of what stood before the
+        thought.
     """
     closed = list(_CLOSE.finditer(answer))
-    visible = answer[closed[-1].end() :] if closed else answer
-    opened = _OPEN.search(visible)
-    if opened is None:
-        return visible.strip(), False
-    return visible[: opened.start()].strip(), True
+    begin = closed[-1].end() if closed else 0
+    opened = _OPEN.search(answer, begin)
+    visible = answer[begin : opened.start() if opened else len(answer)]
+    begin += len(visible) - len(visible.lstrip())
+    return begin, begin + len(visible.strip()), opened is not None
+
+
+def strip_thinking(answer: str) -> tuple[str, bool]:
+    """Remove what the model thought before it answered; the text and whether it was still thinking (`visible_span`)."""
+    begin, end, still_thinking = visible_span(answer)
+    return answer[begin:end], still_thinking
 
 
 def plain(text: str) -> str:

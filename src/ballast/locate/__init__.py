@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ballast.locate import controls, esi, snip, wanda  # noqa: F401  importing a method registers it
+from ballast.errors import UsageError
+from ballast.locate import (  # noqa: F401  importing a method registers it
+    activation_contrast,
+    controls,
+    delta,
+    differentiable_judge,
+    esi,
+    neurons,
+    nlsr,
+    refusal_direction,
+    safe_lora,
+    safety_layers,
+    sahara,
+    ships,
+    snip,
+    wanda,
+)
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
 from ballast.locate.scores import Scores, WeightScores
+from ballast.locate.together import found_together
 from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
 from ballast.prompts import PromptSet, as_prompt_set
@@ -24,6 +42,7 @@ __all__ = [
     "WeightScores",
     "get_method",
     "locate",
+    "locate_all",
     "register",
 ]
 
@@ -59,19 +78,58 @@ def locate(
     chosen = get_method(method, **method_settings)
     prompt_set = as_prompt_set(prompts)
     task = Task(lm, prompt_set, seed, batch_size, Path(checkpoint) if checkpoint else None, checkpoint_seconds)
-    found = chosen.score(task)
+    return _scores(task, chosen, chosen.score(task))
+
+
+def locate_all(
+    lm: LanguageModel,
+    prompts: PromptSet | str,
+    methods: Sequence[str | Method],
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> list[Scores]:
+    """Score with several methods; passes over the same rows are made once.
+
+    Methods share a backward pass if they want the gradients of the same likelihoods (`esi`, `gradient`,
+    `gradient_times_weight`), and one that reads inputs over the same rows (`wanda`) reads them in its forward part. The
+    scores are those of `locate`. Give every prompt a response: general refusals differ between methods.
+
+    Args:
+        lm: As for `locate`.
+        prompts: As for `locate`.
+        methods: Names or settings objects.
+        seed: As for `locate`.
+        batch_size: As for `locate`.
+
+    Returns:
+        Scores in the order of `methods`.
+
+    Raises:
+        UsageError: A method is unknown, or there is none.
+        BallastError: As `locate` raises it; the first error of any method.
+    """
+    chosen = [get_method(method) for method in methods]
+    if not chosen:
+        raise UsageError("There is no method to locate with; name at least one.")
+    task = Task(lm, as_prompt_set(prompts), seed, batch_size)
+    found = found_together(task, chosen)
+    return [_scores(task, method, one) for method, one in zip(chosen, found, strict=True)]
+
+
+def _scores(task: Task, method: Method, found: Found | UnitsFound) -> Scores:
     about: dict[str, Any] = {
-        "lm": lm,
-        "prompts": prompt_set,
-        "method": chosen.name,
-        "fidelity": chosen.fidelity,
-        "settings": {**dataclasses.asdict(chosen), "batch_size": batch_size, **found.notes},
-        "seed": seed,
+        "lm": task.lm,
+        "prompts": task.prompts,
+        "method": method.name,
+        "fidelity": method.fidelity,
+        "settings": {**dataclasses.asdict(method), "batch_size": task.batch_size, **found.notes},
+        "seed": task.seed,
     }
     if isinstance(found, Found):
         return WeightScores(values=found.scores, **about)
     return UnitScores(
-        granularity=chosen.granularity,
+        granularity=method.granularity,
         groups=tuple(found.groups),
         values=tuple(found.scores),
         chosen=None if found.chosen is None else tuple(found.chosen),

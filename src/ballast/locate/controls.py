@@ -10,8 +10,8 @@ import torch
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
-from ballast.locate.sigma import scale_by_sigma
 from ballast.models.fingerprint import seed_of
+from ballast.models.sigma import scale_by_sigma
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity
 

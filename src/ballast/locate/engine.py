@@ -1,10 +1,11 @@
 """One backward pass per batch; gradients are consumed parameter by parameter into fp32 sums.
 
-Every gradient score in this room is a weighted sum of response log-probabilities,
+Most gradient scores in this room are a weighted sum of response log-probabilities,
 
     L(theta) = sum_rows weight_row * sum_t log p(response_t | prompt, response_<t),
 
-and differs only in its weights and in whether gradients are added with their sign or by absolute value.
+and differ only in its weights and in whether gradients are added with their sign or by absolute value. A method with
+another loss brings its own rows and that loss.
 The gradient of one parameter lives from the moment autograd finishes it until it is added to its accumulator, so the
 memory beyond the model is one fp32 number per scored weight plus the largest single gradient.
 """
@@ -15,10 +16,11 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,8 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from ballast.errors import ModelError, NumericalError, RunError
+from ballast.locate.inputs import Reader, counted_inputs
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.likelihood import response_log_probabilities
 from ballast.progress import track
@@ -36,18 +40,22 @@ from ballast.runs import write_tensors
 Fold = Literal["sum", "absolute"]
 
 
-class WeightedRow(NamedTuple):
-    """One response whose log-probability enters the loss.
+class Row(Protocol):
+    """A prompt with its response, and what the loss needs to know of them."""
 
-    Attributes:
-        id: Names the row in errors.
-        rendered: Token ids and where the response begins.
-        weight: Factor of the summed log-probability of the response tokens.
-    """
+    @property
+    def rendered(self) -> Rendered:
+        """Token ids and where the response begins."""
+        ...
 
-    id: str
-    rendered: Rendered
-    weight: float
+    @property
+    def work(self) -> list[Any]:
+        """All that the gradient of this row depends on besides the model, as JSON; a checkpoint is recognised by it."""
+        ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+Loss = Callable[[LanguageModel, Sequence[AnyRow]], torch.Tensor]
 
 
 def eligible_parameters(lm: LanguageModel) -> dict[str, Parameter]:
@@ -78,12 +86,39 @@ def accumulate(
     batch_size: int,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    readers: Sequence[Reader] = (),
 ) -> dict[str, torch.Tensor]:
-    """Sum the gradients of the weighted log-likelihood over all rows.
+    """Sum the gradients of the weighted log-likelihood over all rows; see `accumulate_loss`.
+
+    `readers` see what each projection reads on the way. What they saw is not in the checkpoint: give one or the other.
+    """
+    return accumulate_loss(
+        lm,
+        rows,
+        partial(weighted_likelihood, readers=readers) if readers else weighted_likelihood,
+        fold=fold,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def accumulate_loss(
+    lm: LanguageModel,
+    rows: Sequence[AnyRow],
+    loss: Loss[AnyRow],
+    *,
+    fold: Fold,
+    batch_size: int,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> dict[str, torch.Tensor]:
+    """Sum the gradients of a loss over all rows.
 
     Args:
         lm: The model; its weights do not change.
-        rows: The responses and their weights. They are batched by length; the order of equal lengths is kept.
+        rows: The prompts with their responses. They are batched by length; the order of equal lengths is kept.
+        loss: Gives the loss of some rows, a scalar; that of a batch must be the sum over its rows.
         fold: `sum` adds signed gradients; `absolute` adds absolute values, one row at a time.
         batch_size: Rows per backward pass; not used for `absolute`.
         checkpoint: File for the state of an interrupted pass; it is continued if it belongs to the same work.
@@ -121,7 +156,7 @@ def accumulate(
         ]
         try:
             for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
-                weighted_likelihood(lm, batch).backward()
+                loss(lm, batch).backward()
                 if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
                     _save(checkpoint, sums, key, number)
                     saved_at = time.monotonic()
@@ -136,14 +171,15 @@ def accumulate(
     return sums
 
 
-def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch.Tensor:
-    """The weighted sum of response log-probabilities of one batch, a scalar.
+def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow], readers: Sequence[Reader] = ()) -> torch.Tensor:
+    """The weighted sum of response log-probabilities of one batch, a scalar; `readers` see the forward pass.
 
     Raises:
         NumericalError: It is not finite; the message names the rows.
     """
     batch = collate([row.rendered for row in rows], lm.pad_id).to(lm.device)
-    chosen = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    with counted_inputs(lm, batch, readers) if readers else nullcontext():
+        chosen = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
     per_row = batch.response_mask.sum(dim=1)  # (B,)
     weights = torch.tensor([row.weight for row in rows], device=lm.device).repeat_interleave(per_row)
     loss = (weights * chosen).sum()
@@ -153,9 +189,9 @@ def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow]) -> torch
     return loss
 
 
-def _work_key(lm: LanguageModel, rows: Sequence[WeightedRow], fold: Fold, size: int) -> str:
-    work = [[row.id, row.rendered.ids, row.rendered.prompt_length, row.weight] for row in rows]
-    return hashlib.sha256(json.dumps([lm.identity(), work, fold, size]).encode()).hexdigest()
+def _work_key(lm: LanguageModel, rows: Sequence[Row], fold: Fold, size: int) -> str:
+    work = [lm.identity(), [row.work for row in rows], fold, size]
+    return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 
 def _zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:

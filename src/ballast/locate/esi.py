@@ -11,6 +11,8 @@ differentiated through sampled text, so it is estimated:
   estimator with a leave-one-out baseline,
       g(x) = 1/(m-1) * sum_j (r_j - mean r) * grad log pi(y_j | x).
   Unbiased for answers cut at `max_new_tokens`, since sampling is exactly from the model.
+
+A third one, `differentiable_judge.py`, is a method of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ballast.errors import UsageError
-from ballast.locate.engine import WeightedRow
+from ballast.locate.impact import expected_impact
 from ballast.locate.policy_gradient import sampled_rows
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
-from ballast.locate.sigma import scale_by_sigma
+from ballast.locate.rows import WeightedRow
 from ballast.prompts import load_prompts
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity
@@ -72,11 +74,7 @@ class ExpectedSafetyImpact:
         """Score every eligible weight by ESI."""
         rows, notes = self._rows(task)
         scores = task.gradients(rows, fold="sum")
-        sigmas = {}
-        for name, parameter in task.lm.model.named_parameters():
-            if name in scores:
-                sigmas[name] = scale_by_sigma(task.lm.parts.by_name(name), parameter, scores[name].abs_())
-        return Found(scores, {**notes, "sigma": sigmas})
+        return Found(scores, {**notes, "sigma": expected_impact(task.lm, scores)})
 
     def _rows(self, task: Task) -> tuple[list[WeightedRow], dict[str, Any]]:
         if self.estimator == "policy_gradient":

@@ -8,7 +8,7 @@ expert read which token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,8 +16,11 @@ import torch
 from torch import nn
 
 from ballast.errors import ModelError
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.parts import Part
+from ballast.progress import track
+from ballast.prompts.batches import TokenBatch, collate
 
 EXPERT_FACTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
 
@@ -30,12 +33,73 @@ class Inputs(NamedTuple):
         expert: Which of the matrices of a stack of experts; None for a matrix of its own.
         values: (N, in) in the model's dtype.
         tokens: (N,) place of each row in the flattened (B * T,) batch; None if the rows are the batch in its order.
+        shares: (N,) factor with which the router takes what the expert makes of each row; None without a router.
     """
 
     part: Part
     expert: int | None
     values: torch.Tensor
     tokens: torch.Tensor | None
+    shares: torch.Tensor | None = None
+
+
+class Reader(NamedTuple):
+    """Who wants to see what projections read, and at which positions.
+
+    Attributes:
+        weigh: Weight of each position of a batch, (B, T); a position of weight 0 is not shown.
+        see: Called with the inputs at the other positions, N of them, and their weights (N,).
+    """
+
+    weigh: Callable[[TokenBatch], torch.Tensor]
+    see: Callable[[Inputs, torch.Tensor], None]
+
+
+def read_inputs(lm: LanguageModel, rows: Sequence[WeightedRow], batch_size: int, readers: Sequence[Reader]) -> None:
+    """Run every row once and show what each projection reads at the positions that count.
+
+    Args:
+        lm: The model.
+        rows: Prompts with their responses; batched by length.
+        batch_size: Rows per forward pass.
+        readers: Whom to show it.
+
+    Raises:
+        ModelError: See `observed_inputs`.
+    """
+    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    for group in track(batches, "Activations"):
+        batch = collate([row.rendered for row in group], lm.pad_id).to(lm.device)
+        with torch.no_grad(), counted_inputs(lm, batch, readers):
+            lm.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                logits_to_keep=1,
+                use_cache=False,
+            )
+
+
+@contextmanager
+def counted_inputs(lm: LanguageModel, batch: TokenBatch, readers: Sequence[Reader]) -> Iterator[None]:
+    """Show readers what projections read at the positions that count, for a forward pass of `batch` inside the block.
+
+    Raises:
+        ModelError: See `observed_inputs`.
+    """
+    weighed = [(reader.weigh(batch).flatten(), reader.see) for reader in readers]
+
+    def show(inputs: Inputs) -> None:
+        for weights, see in weighed:
+            counted = weights if inputs.tokens is None else weights[inputs.tokens]
+            kept = counted.nonzero().squeeze(1)
+            tokens = kept if inputs.tokens is None else inputs.tokens[kept]
+            shares = None if inputs.shares is None else inputs.shares[kept]
+            see(inputs._replace(values=inputs.values[kept], tokens=tokens, shares=shares), counted[kept])
+
+    with observed_inputs(lm, show):
+        yield
 
 
 @contextmanager
@@ -80,9 +144,11 @@ def _one_by_one(
     """A forward of a stack of experts that shows what each of them reads."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
 
-    def projected(name: str, expert: int, values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def projected(
+        name: str, expert: int, values: torch.Tensor, tokens: torch.Tensor, shares: torch.Tensor
+    ) -> torch.Tensor:
         if name in parts:
-            see(Inputs(parts[name], expert, values.detach(), tokens))
+            see(Inputs(parts[name], expert, values.detach(), tokens, shares.detach()))
         weight = getattr(experts, name)[expert]
         bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
         return nn.functional.linear(values, weight.T if experts.is_transposed else weight, bias)
@@ -93,12 +159,13 @@ def _one_by_one(
             if expert >= experts.num_experts:
                 continue  # a place that the router left empty
             tokens, places = torch.where(top_k_index == expert)
-            inner = projected(first, expert, hidden_states[tokens], tokens)
+            shares = top_k_weights[tokens, places]
+            inner = projected(first, expert, hidden_states[tokens], tokens, shares)
             inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
-            outer = projected("down_proj", expert, inner, tokens)
+            outer = projected("down_proj", expert, inner, tokens, shares)
             if experts.has_post_expert_norm:
                 outer = experts.post_expert_norm(outer)
-            weighted = outer * top_k_weights[tokens, places, None]
+            weighted = outer * shares.unsqueeze(1)
             result.index_add_(0, tokens, weighted.to(result.dtype))
         return result
 

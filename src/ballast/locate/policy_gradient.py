@@ -6,8 +6,8 @@ from typing import Any
 
 from ballast.errors import PromptError
 from ballast.judges import Verdict, get_judge
-from ballast.locate.engine import WeightedRow
 from ballast.locate.registry import Task
+from ballast.locate.rows import WeightedRow
 from ballast.models.fingerprint import seed_of
 from ballast.models.generation import answer_batch
 from ballast.progress import track

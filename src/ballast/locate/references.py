@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ballast.errors import PromptError
-from ballast.locate.engine import WeightedRow
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.prompts import Prompt, PromptSet
 from ballast.prompts.chat import check_length, render

@@ -12,11 +12,44 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.engine import Fold, WeightedRow, accumulate
+from ballast.locate.engine import Fold, accumulate
+from ballast.locate.inputs import Reader, read_inputs
+from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.units import UnitGroup
 from ballast.prompts import PromptSet
 from ballast.regions.metadata import Granularity
+
+
+class Passes(Protocol):
+    """Who makes the passes that methods ask for."""
+
+    def gradients(self, task: Task, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
+        """See `Task.gradients`."""
+        ...
+
+    def inputs(self, task: Task, rows: Sequence[WeightedRow], reader: Reader) -> None:
+        """See `Task.inputs`."""
+        ...
+
+
+class OnePassEach:
+    """Every request is a pass of its own."""
+
+    def gradients(self, task: Task, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
+        """See `Task.gradients`."""
+        return accumulate(
+            task.lm,
+            rows,
+            fold=fold,
+            batch_size=task.batch_size,
+            checkpoint=task.checkpoint,
+            checkpoint_seconds=task.checkpoint_seconds,
+        )
+
+    def inputs(self, task: Task, rows: Sequence[WeightedRow], reader: Reader) -> None:
+        """See `Task.inputs`."""
+        read_inputs(task.lm, rows, task.batch_size, [reader])
 
 
 @dataclass(frozen=True)
@@ -30,6 +63,7 @@ class Task:
         batch_size: Rows per pass where a method may choose.
         checkpoint: File for the state of an interrupted pass, if the work shall be resumable.
         checkpoint_seconds: Least time between two writes of it.
+        passes: Who makes the passes.
     """
 
     lm: LanguageModel
@@ -38,17 +72,15 @@ class Task:
     batch_size: int = 8
     checkpoint: Path | None = None
     checkpoint_seconds: float = 60.0
+    passes: Passes = dataclasses.field(default_factory=OnePassEach)
 
     def gradients(self, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
         """The sums of `accumulate` over `rows` with this task's batch size and checkpoint."""
-        return accumulate(
-            self.lm,
-            rows,
-            fold=fold,
-            batch_size=self.batch_size,
-            checkpoint=self.checkpoint,
-            checkpoint_seconds=self.checkpoint_seconds,
-        )
+        return self.passes.gradients(self, rows, fold)
+
+    def inputs(self, rows: Sequence[WeightedRow], reader: Reader) -> None:
+        """Show what every projection reads in a pass over `rows`, see `read_inputs`."""
+        self.passes.inputs(self, rows, reader)
 
 
 @dataclass(frozen=True)
@@ -129,5 +161,9 @@ def get_method(method: str | Method, **settings: Any) -> Method:
         raise UsageError(
             f"The method {method} has no setting {setting!r}; it has {', '.join(sorted(fields)) or 'none'}."
         )
-    made: Method = METHODS[method](**settings)
+    several = {field.name for field in dataclasses.fields(METHODS[method]) if isinstance(field.default, tuple)}
+    given = {
+        name: (value,) if name in several and isinstance(value, str) else value for name, value in settings.items()
+    }
+    made: Method = METHODS[method](**given)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -153,3 +154,16 @@ class WeightScores(Scores):
         )
         metadata = self._metadata(found.indices, self.values, outside, selection=found.record, layout=found.layout)
         return Region(found.indices, metadata)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Rows `layer`, `role`, `size`, `mass` (sum of the scores), in order of layer and role."""
+        found: dict[tuple[int | None, str], list[float]] = defaultdict(lambda: [0, 0.0])
+        for name, values in self.values.items():
+            part = self.lm.parts.by_name(name)
+            found[part.layer, part.role][0] += part.numel
+            found[part.layer, part.role][1] += float(values.sum(dtype=torch.float64))
+        ordered = sorted(found, key=lambda cell: (cell[0] is None, cell[0] or 0, cell[1]))
+        return [
+            {"layer": layer, "role": role, "size": int(found[layer, role][0]), "mass": found[layer, role][1]}
+            for layer, role in ordered
+        ]

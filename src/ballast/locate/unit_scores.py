@@ -72,14 +72,17 @@ class UnitScores(Scores):
         for group, units in zip(self.groups, chosen, strict=True):
             for name, entries in group.entries(units).items():
                 pieces.setdefault(name, []).append(entries)
-        layout = layout_of(self.lm.parts, {line.part.name for group in self.groups for line in group.lines})
+        layout = layout_of(self.lm.parts, {line.part.name for group in self.groups for line in group.used})
         indices = {
             name: torch.from_numpy(np.unique(torch.cat(found).numpy()).astype(index_type(layout[name].numel)))
             for name, found in sorted(pieces.items())
             if sum(map(len, found))
         }
         if not indices:
-            raise RegionError("No unit would be selected; widen the selection, an empty region cannot be used.")
+            raise RegionError(
+                f"The method {self.method} chose no unit; give a fraction to take those with the highest scores, or "
+                "locate with other prompts or settings."
+            )
         metadata = self._metadata(
             indices,
             layout,
@@ -95,7 +98,7 @@ class UnitScores(Scores):
     def _touched(self, group: UnitGroup, region: Region | None) -> torch.Tensor:
         """(m,) which units own a weight of the region."""
         touched = torch.zeros(group.size, dtype=torch.bool)
-        for line in group.lines:
+        for line in group.used:
             if region is None or line.part.name not in region.indices:
                 continue
             mask = torch.zeros(line.part.numel, dtype=torch.bool)

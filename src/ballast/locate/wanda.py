@@ -8,14 +8,13 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.engine import WeightedRow, eligible_parameters
-from ballast.locate.inputs import Inputs, observed_inputs
+from ballast.locate.engine import eligible_parameters
+from ballast.locate.inputs import Inputs, Reader
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
-from ballast.models import LanguageModel
+from ballast.locate.rows import WeightedRow
 from ballast.models.parts import Part
-from ballast.progress import track
-from ballast.prompts.batches import TokenBatch, collate
+from ballast.prompts.batches import TokenBatch
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity
 
@@ -75,21 +74,12 @@ class Wanda:
         squares = {
             part.name: torch.zeros(_input_shape(part), device=task.lm.device) for part in task.lm.parts.eligible()
         }
-        ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
-        batches = [ordered[start : start + task.batch_size] for start in range(0, len(ordered), task.batch_size)]
-        for group in track(batches, "Activations"):
-            batch = collate([row.rendered for row in group], task.lm.pad_id).to(task.lm.device)
-            weights = self._position_weights(batch).flatten()
 
-            def see(inputs: Inputs, weights: torch.Tensor = weights) -> None:
-                counted = weights if inputs.tokens is None else weights[inputs.tokens]
-                kept = counted.nonzero().squeeze(1)
-                total = counted[kept] @ inputs.values[kept].float().square()
-                where = squares[inputs.part.name]
-                (where if inputs.expert is None else where[inputs.expert]).add_(total)
+        def see(inputs: Inputs, weights: torch.Tensor) -> None:
+            where = squares[inputs.part.name]
+            (where if inputs.expert is None else where[inputs.expert]).add_(weights @ inputs.values.float().square())
 
-            with torch.no_grad(), observed_inputs(task.lm, see):
-                _forward(task.lm, batch)
+        task.inputs(rows, Reader(self._position_weights, see))
         return squares
 
     def _position_weights(self, batch: TokenBatch) -> torch.Tensor:
@@ -100,16 +90,6 @@ class Wanda:
         if self.aggregation == "samples":
             mask /= mask.sum(dim=1, keepdim=True)
         return mask
-
-
-def _forward(lm: LanguageModel, batch: TokenBatch) -> None:
-    lm.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        logits_to_keep=1,
-        use_cache=False,
-    )
 
 
 def _input_axis(part: Part) -> int:

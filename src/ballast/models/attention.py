@@ -1,4 +1,4 @@
-"""What every attention layer computes with: queries, keys and values after rotation, seen while the model runs."""
+"""What every attention layer computes with: queries, keys and values after rotation, seen or changed on the way."""
 
 from __future__ import annotations
 
@@ -68,17 +68,28 @@ class Attention(NamedTuple):
         return torch.cat([logits, column], dim=-1).softmax(dim=-1)[..., :-1]
 
 
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """The values in fp32, or in fp64 if that is what they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def shows_attention(lm: LanguageModel) -> bool:
+    """Whether the model computes attention through the interface of transformers, so that it can be observed."""
+    return lm.model._can_set_attn_implementation()
+
+
 @contextmanager
-def observed_attention(lm: LanguageModel, see: Callable[[Attention], None]) -> Iterator[None]:
+def observed_attention(lm: LanguageModel, see: Callable[[Attention], Attention | None]) -> Iterator[None]:
     """Call `see` with the tensors of every attention layer, for every forward pass inside the block.
 
-    The model computes attention in its plain ("eager") way meanwhile.
+    If it returns something, the model goes on with the query, key and value of that. The model computes attention in
+    its plain ("eager") way meanwhile.
 
     Raises:
         ModelError: The model does not compute attention through the interface of transformers.
     """
     before = lm.model.config.get_text_config()._attn_implementation
-    if not lm.model._can_set_attn_implementation():
+    if not shows_attention(lm):
         raise ModelError(
             f"{type(lm.model).__name__} does not show its attention, so its heads cannot be scored; use a method that "
             "needs gradients or the inputs of the projections."
@@ -96,11 +107,12 @@ def observed_attention(lm: LanguageModel, see: Callable[[Attention], None]) -> I
     ) -> tuple[torch.Tensor, torch.Tensor]:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         layer: Any = module.layer_idx
-        see(Attention(int(layer), module, query, key, value, attention_mask, scale, softcap))
+        own = Attention(int(layer), module, query, key, value, attention_mask, scale, softcap)
+        used = see(own) or own
         plain = sys.modules[type(module).__module__].eager_attention_forward
         capped = {} if softcap is None else {"softcap": softcap}
         answer: tuple[torch.Tensor, torch.Tensor] = plain(
-            module, query, key, value, attention_mask, scaling=scale, **capped, **others
+            module, used.query, used.key, used.value, attention_mask, scaling=scale, **capped, **others
         )
         return answer
 

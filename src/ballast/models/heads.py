@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ballast.models.attention import Attention, observed_attention
+from ballast.models.attention import Attention, observed_attention, shows_attention
 from ballast.models.language_model import LanguageModel
 from ballast.models.parts import Part
 
@@ -49,9 +49,10 @@ def _probed(lm: LanguageModel, fused: dict[int, Part]) -> dict[int, dict[str, to
     """Which output of a fused projection becomes which (head, dimension) of query, key and value, per layer.
 
     The projections are made to put out the digits of their own row numbers for one token: at position 0 rotation
-    changes nothing, so attention shows where each row went. Layers whose rows do not all turn up once are left out.
+    changes nothing, so attention shows where each row went. Layers whose rows do not all turn up once are left out, and
+    all layers of a model that does not show its attention.
     """
-    if not fused:
+    if not fused or not shows_attention(lm):
         return {}
     sizes = {layer: matrix_shape(part)[0] for layer, part in fused.items()}
     found: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in fused}

@@ -39,6 +39,17 @@ def decoder_blocks(model: PreTrainedModel, count: int) -> str:
     )
 
 
+def block_modules(model: PreTrainedModel) -> nn.ModuleList:
+    """The text decoder's blocks, first to last.
+
+    Raises:
+        ModelError: As `decoder_blocks`.
+    """
+    blocks = model.get_submodule(decoder_blocks(model, int(model.config.get_text_config().num_hidden_layers)))
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
 def linear_orientation(owner: nn.Module) -> Orientation:
     """The order of axes of a linear layer's weight; `none` for any other module."""
     if isinstance(owner, nn.Linear):

@@ -60,6 +60,12 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None
     return Rendered(asked + _without_tail(tokenizer, answered[len(asked) :]), len(asked))
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that are no text, such as the end of a turn."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
 def check_length(rendered: Rendered, context: int, prompt_id: str) -> None:
     """Refuse what does not fit into the model.
 
@@ -111,8 +117,7 @@ def _without_tail(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[in
 
     The closing run are the last tokens as far as they are special or white space.
     """
-    special = set(tokenizer.all_special_ids)
-    special.update(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    special = special_ids(tokenizer)
     start = len(ids)
     while start and (ids[start - 1] in special or not str(tokenizer.decode(ids[start - 1])).strip()):
         start -= 1

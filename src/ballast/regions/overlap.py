@@ -49,10 +49,11 @@ def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
 
     Raises:
         UsageError: Fewer than two regions.
-        RegionError: Regions of different layouts.
+        RegionError: Regions of different layouts, or intersections over different numbers of prompts.
     """
     if len(regions) < 2:
         raise UsageError("An overlap needs at least two regions; give another one.")
+    _check_intersections(regions)
     counts = [flat_counts(region) for region in regions]
     sizes = matrix_sizes(regions[0])
     rows = []
@@ -74,6 +75,20 @@ def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
             )
         )
     return rows
+
+
+def _check_intersections(regions: Sequence[Region]) -> None:
+    """An intersection over prompts shrinks with every prompt, so its size says nothing beside one of fewer prompts."""
+    numbers = {
+        region.metadata.prompts.n
+        for region in regions
+        if region.metadata.settings.get("selection") == "intersection" and region.metadata.prompts is not None
+    }
+    if len(numbers) > 1:
+        raise RegionError(
+            f"The regions are intersections over {min(numbers)} and {max(numbers)} prompts, and every prompt makes an "
+            "intersection smaller; locate them with the same number of prompts."
+        )
 
 
 def chance_iou(first: Counts, second: Counts, sizes: Counts) -> float:

@@ -48,12 +48,31 @@ def _count(lm: LanguageModel, judge: Judge, sets: Sequence[PromptSet], tokens: i
 def choose(checks: Sequence[Check], budget: float) -> Check:
     """The check with the lowest attack success whose over-refusal rose by at most `budget`.
 
-    Of equals the one with the lowest over-refusal, then the earliest.
+    Of equals the one with the lowest over-refusal, then the earliest. If no step that lowered attack success is within
+    the budget, the one of them with the smallest rise; if none lowered it, the untuned model.
 
     Args:
-        checks: The first is the untuned model, so there is always one within the budget.
+        checks: The first is the untuned model.
         budget: Largest rise of over-refusal against the first, as a share.
     """
-    limit = checks[0].over_refusal + budget + 1e-12
-    within = [row for row in checks if row.over_refusal <= limit]
-    return min(within, key=lambda row: (row.attack_success_rate, row.over_refusal, row.step))
+    lowered = [row for row in checks[1:] if row.attack_success_rate < checks[0].attack_success_rate]
+    within = [row for row in lowered if is_within(row, checks[0], budget)]
+    if within:
+        return min(within, key=lambda row: (row.attack_success_rate, row.over_refusal, row.step))
+    return min(lowered, key=lambda row: (row.over_refusal, row.attack_success_rate, row.step), default=checks[0])
+
+
+def is_within(row: Check, untuned: Check, budget: float) -> bool:
+    """Whether over-refusal rose by at most `budget`, however the sum is rounded."""
+    return row.over_refusal <= untuned.over_refusal + budget + 1e-12
+
+
+def reason(chosen: Check, checks: Sequence[Check], budget: float) -> str:
+    """Why this step was kept, for the report."""
+    if is_within(chosen, checks[0], budget):
+        return f"lowest attack success on the select prompts with over-refusal up by at most {budget:.0%}"
+    rise = chosen.over_refusal - checks[0].over_refusal
+    return (
+        f"no step kept the rise of over-refusal on the select prompts within {budget:.0%}; "
+        f"this is the one with the smallest rise, {rise:.1%}"
+    )

@@ -18,7 +18,7 @@ from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets
 from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
-from ballast.tune.checks import Check, check, choose
+from ballast.tune.checks import Check, check, choose, reason
 from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.progress_file import Progress
 from ballast.tune.settings import HardenSettings
@@ -44,8 +44,9 @@ def harden(
 ) -> Patch:
     """Tune the weights of a region so that the model refuses harmful requests and answers harmless ones as before.
 
-    Minimises the cross-entropy of refusals plus the divergence from the original model on harmless prompts; keeps the
-    step with the lowest attack success on the select prompts whose over-refusal stays within the budget.
+    Minimises the cross-entropy of refusals plus the divergence from the original model on harmless prompts. Keeps the
+    step with the lowest attack success on the select prompts whose over-refusal stays within the budget, or the one
+    with the smallest rise if none does; `harden.json` says which.
 
     Args:
         lm: The model the region was located on. Its weights are the original ones again when the call returns.
@@ -65,7 +66,7 @@ def harden(
     Raises:
         RegionError: The region belongs to another model.
         PromptError: A set is malformed, or training and select prompts overlap.
-        NumericalError: The loss is not finite, or no step lowered attack success within the budget.
+        NumericalError: The loss is not finite, or no step lowered attack success.
         RunError: The folder holds another run or cannot be written.
     """
     chosen = settings or HardenSettings()
@@ -100,8 +101,7 @@ def harden(
         best = choose(progress.checks, chosen.max_over_refusal_rise)
         if best.step == 0:
             raise NumericalError(
-                f"No step lowered attack success with over-refusal up by at most {chosen.max_over_refusal_rise:.0%}; "
-                "allow more steps, a higher learning rate or a larger rise."
+                "No step lowered attack success on the select prompts; allow more steps or a higher learning rate."
             )
         patch = Patch.from_values(
             {name: (region.indices[name], progress.kept[name], original[name]) for name in original},
@@ -120,8 +120,7 @@ def harden(
                 "state_bytes": optimizer.state_bytes,
                 "dense_state_bytes": dense,
                 "selection": [row._asdict() for row in progress.checks],
-                "reason": f"lowest attack success on the select prompts with over-refusal up by at most "
-                f"{chosen.max_over_refusal_rise:.0%}",
+                "reason": reason(best, progress.checks, chosen.max_over_refusal_rise),
             },
         )
     progress.path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ class HardenSettings:
         check_tokens: Tokens of the answers in a check.
         judge: Judge of the checks; not the one that measures, so the result is not tuned to its judge.
         max_over_refusal_rise: How far refusal of harmless select prompts may rise, as a share; the step with the
-            lowest attack success among those within this budget is kept.
+            lowest attack success among those within this budget is kept, or the one with the smallest rise.
         seed: Seed of the order of the rows.
     """
 
@@ -50,7 +50,7 @@ class HardenSettings:
     check_every: int = 5
     check_tokens: int = 16
     judge: str = "keyword"
-    max_over_refusal_rise: float = 0.05
+    max_over_refusal_rise: float = 0.07
     seed: int = 0
 
     def __post_init__(self) -> None:

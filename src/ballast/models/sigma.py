@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ballast.models import Part
+from ballast.models.parts import Part
 
 
 def matrices(part: Part, tensor: torch.Tensor) -> Iterator[torch.Tensor]:

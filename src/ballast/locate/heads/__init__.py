@@ -1,0 +1,1 @@
+"""Attention heads that are silenced while the model runs."""

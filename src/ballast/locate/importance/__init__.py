@@ -1,0 +1,1 @@
+"""How much a sublayer's output changes without one of its neurons."""

@@ -1,0 +1,1 @@
+"""Judges that can be differentiated: relaxed tokens, two vocabularies aligned by bytes, guards."""

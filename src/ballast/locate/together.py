@@ -1,0 +1,125 @@
+"""Several methods over the same prompts in one go: passes over the same rows are made once.
+
+Each method runs in a thread of its own and stops where it asks for a pass. When all that still run have stopped, their
+requests are served together: equal rows with the same fold of gradients are summed in one backward pass, and who reads
+inputs of these rows reads them in its forward part. So a method is written as if it were alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+
+from ballast.locate.engine import Fold, accumulate
+from ballast.locate.inputs import Reader, read_inputs
+from ballast.locate.registry import Found, Method, Task, UnitsFound
+from ballast.locate.rows import WeightedRow
+
+
+class Request(NamedTuple):
+    """A pass that a method waits for.
+
+    Attributes:
+        task: Model and batch size.
+        rows: What to run.
+        wanted: How to add up gradients, or who reads inputs.
+        answer: Gets the sums, or None.
+    """
+
+    task: Task
+    rows: tuple[WeightedRow, ...]
+    wanted: Fold | Reader
+    answer: Future[Any]
+
+
+class SharedPasses:
+    """Gathers requests until every running method waits, and then serves them."""
+
+    def __init__(self) -> None:
+        self._events: SimpleQueue[Request | None] = SimpleQueue()  # None: a method has ended
+
+    def gradients(self, task: Task, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
+        """See `Task.gradients`."""
+        sums: dict[str, torch.Tensor] = self._asked(Request(task, tuple(rows), fold, Future()))
+        return sums
+
+    def inputs(self, task: Task, rows: Sequence[WeightedRow], reader: Reader) -> None:
+        """See `Task.inputs`."""
+        self._asked(Request(task, tuple(rows), reader, Future()))
+
+    def run(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+        """The results of all jobs; an error of one is raised when all have ended."""
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            results = [pool.submit(self._job, job) for job in jobs]
+            running, waiting = len(jobs), list[Request]()
+            while running:
+                event = self._events.get()
+                running, waiting = (running - 1, waiting) if event is None else (running, [*waiting, event])
+                if waiting and len(waiting) == running:
+                    served, waiting = waiting, []
+                    serve(served)
+        return [result.result() for result in results]
+
+    def _job(self, job: Callable[[], Any]) -> Any:
+        try:
+            return job()
+        finally:
+            self._events.put(None)
+
+    def _asked(self, request: Request) -> Any:
+        self._events.put(request)
+        return request.answer.result()
+
+
+def serve(requests: Sequence[Request]) -> None:
+    """Make the passes that answer all requests; after an error, those that still wait are told to end."""
+    groups: dict[Any, list[Request]] = defaultdict(list)
+    for request in requests:
+        groups[_frozen(request.rows)].append(request)
+    try:
+        for group in groups.values():
+            _serve_group(group)
+    finally:
+        for request in requests:
+            request.answer.cancel()  # does nothing where there is an answer
+
+
+def _frozen(rows: Sequence[WeightedRow]) -> Any:
+    """Equal for equal rows."""
+    return tuple((row.id, tuple(row.rendered.ids), row.rendered.prompt_length, row.weight) for row in rows)
+
+
+def _serve_group(group: Sequence[Request]) -> None:
+    """All requests over the same rows; readers join the batched backward pass, or get a forward pass of their own."""
+    task, rows = group[0].task, group[0].rows
+    readers = [request for request in group if isinstance(request.wanted, Reader)]
+    for fold in dict.fromkeys(request.wanted for request in group if not isinstance(request.wanted, Reader)):
+        joined = readers if fold == "sum" else []
+        wanted = [request.wanted for request in joined if isinstance(request.wanted, Reader)]
+        sums = accumulate(task.lm, rows, fold=fold, batch_size=task.batch_size, readers=wanted)
+        first, *others = (request for request in group if request.wanted == fold)
+        for request in others:
+            request.answer.set_result({name: value.clone() for name, value in sums.items()})
+        first.answer.set_result(sums)
+        for request in joined:
+            request.answer.set_result(None)
+        readers = [] if joined else readers
+    if readers:
+        wanted = [request.wanted for request in readers if isinstance(request.wanted, Reader)]
+        read_inputs(task.lm, rows, task.batch_size, wanted)
+        for request in readers:
+            request.answer.set_result(None)
+
+
+def found_together(task: Task, methods: Sequence[Method]) -> list[Found | UnitsFound]:
+    """What each method finds, with shared passes; as if each were run alone."""
+    shared = SharedPasses()
+    own = dataclasses.replace(task, passes=shared)
+    return shared.run([partial(method.score, own) for method in methods])

@@ -1,0 +1,100 @@
+"""Several methods in one go find what each finds alone, with fewer passes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from ballast.errors import NumericalError, PromptError, UsageError
+from ballast.locate import METHODS, Scores, engine, inputs, locate, locate_all, together
+from ballast.models import LanguageModel
+from tests.worlds import REFUSALS, REQUESTS, assert_close, prompt_set, same_bits, tiny_lm
+
+torch.set_num_threads(1)
+
+PROMPTS = prompt_set("harmful", REQUESTS, REFUSALS)
+SHARING = ("esi", "wanda", "gradient", "gradient_times_weight")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many passes of each kind were made over all rows."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, original: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return original(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(together, "accumulate", counted("backward", engine.accumulate))
+    monkeypatch.setattr(together, "read_inputs", counted("forward", inputs.read_inputs))
+    return counts
+
+
+def alone(lm: LanguageModel, method: str) -> Scores:
+    return locate(lm, PROMPTS, method, batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss", "gemma2"])
+def test_as_if_alone(name: str, passes: Counter[str]) -> None:
+    lm = tiny_lm(name)
+    found = locate_all(lm, PROMPTS, SHARING, batch_size=2)
+    assert passes == {"backward": 1}
+    for method, scores in zip(SHARING, found, strict=True):
+        expected = alone(lm, method)
+        if method == "wanda":  # its forward pass is now one with gradients
+            assert_close(scores.values, expected.values, share=1e-5)
+        else:
+            assert_close(scores.values, expected.values, share=1e-4)
+        assert (scores.method, scores.settings.keys()) == (method, expected.settings.keys())
+        assert len(scores.select(0.02)) == len(expected.select(0.02))
+
+
+def test_without_experts_the_bits_are_the_same() -> None:
+    lm = tiny_lm()
+    for method, scores in zip(SHARING, locate_all(lm, PROMPTS, SHARING, batch_size=2), strict=True):
+        assert same_bits(scores.values, alone(lm, method).values), method
+
+
+def test_each_kind_of_pass_once(passes: Counter[str]) -> None:
+    lm = tiny_lm()
+    methods = ["snip", "wanda", "esi", "random", "neurons"]
+    found = locate_all(lm, PROMPTS, methods, batch_size=2)
+    assert passes == {"backward": 2}  # absolute values one row at a time, and signed sums with the inputs
+    assert [scores.method for scores in found] == methods
+    assert same_bits(found[0].values, alone(lm, "snip").values)
+    passes.clear()
+    locate_all(lm, PROMPTS, ["wanda", "wanda"])
+    assert passes == {"forward": 1}
+
+
+def test_other_rows_are_another_pass(passes: Counter[str]) -> None:
+    """Without responses of their own, prompts get other refusals in ESI than in Wanda."""
+    lm, bare = tiny_lm(), prompt_set("bare", REQUESTS)
+    found = locate_all(lm, bare, ["esi", "wanda"])
+    assert passes == {"backward": 1, "forward": 1}
+    assert same_bits(found[1].values, locate(lm, bare, "wanda").values)
+
+
+def test_an_error_of_one_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm()
+    with pytest.raises(PromptError, match="takes"):
+        locate_all(lm, prompt_set("long", ["x" * 600], ["No."]), ["esi", "magnitude", "wanda"])
+    with torch.no_grad():
+        lm.model.get_parameter("model.layers.0.mlp.up_proj.weight").fill_(float("nan"))
+    with pytest.raises(NumericalError, match="not finite"):
+        locate_all(lm, PROMPTS, ["esi", "wanda", "snip"])
+    assert not any(parameter.grad is not None for parameter in lm.model.parameters())
+
+
+def test_names() -> None:
+    with pytest.raises(UsageError, match="no method 'snap'"):
+        locate_all(tiny_lm(), PROMPTS, ["esi", "snap"])
+    with pytest.raises(UsageError, match="There is no method to locate with"):
+        locate_all(tiny_lm(), PROMPTS, [])
+    assert set(SHARING) <= METHODS.keys()
