@@ -69,39 +69,50 @@ def curve() -> list[str]:
     return lines
 
 
-def planted(kind: str, seed: int) -> list[str]:
-    """One line per method: what it shares with the planted region and with the decoy, in brackets when untaught."""
-    results = read_json(FOLDER / "planted" / f"{kind}-{seed}.json")["results"]
-    before = read_json(FOLDER / "planted" / f"untaught-{seed}.json")["results"]
-    untaught, methods = before["kinds"][kind], results["methods"]
-    oracle = methods["oracle"]["planted"]
-    weights = oracle["weights"]
-    spread = f"{100 * weights['chance']:.2f} % [{100 * weights['low']:.2f}, {100 * weights['high']:.2f}]"
-    heads = ["method", "precision, %", "times chance", "decoy, times chance", "matrices only, %"]
-    heads += [row["kind"] for row in oracle["units"]]
+def planted(kind: str) -> list[str]:
+    """One line per method, over all seeds: what it shares with planted region and decoy; in brackets untaught."""
+    folder = FOLDER / "planted"
+    seeds = sorted(path.stem.rpartition("-")[2] for path in folder.glob(f"{kind}-*.json"))
+    taught = [read_json(folder / f"{kind}-{seed}.json")["results"] for seed in seeds]
+    before = [read_json(folder / f"untaught-{seed}.json")["results"] for seed in seeds]
     lines = [
-        f"{results['planted']}, decoy {results['decoy']}; chance {spread}; loss {results['loss']}",
-        f"before {before['check']}, after {results['check']}",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-        f"| oracle | {100 * weights['precision']:.2f} (recall {100 * weights['recall']:.2f}) |"
-        + " |" * (len(heads) - 2),
+        f"{one['planted']}, decoy {one['decoy']}; loss {one['loss']}, mean change {one['mean_change']:.4f}; "
+        f"before {first['check']}, after {one['check']}; oracle {one['methods']['oracle']['planted']['weights']}"
+        for one, first in zip(taught, before, strict=True)
     ]
-    for name in sorted(untaught, key=lambda name: -methods[name]["planted"]["weights"]["precision"]):
-        found, earlier = methods[name], untaught[name]
-        cells = [name, f"{100 * found['planted']['weights']['precision']:.2f}"]
-        cells += [f"{times(found[one])} ({times(earlier[one])})" for one in ("planted", "decoy")]
-        cells.append(f"{100 * found['planted']['weights']['within_matrices']:.2f}")
-        areas = zip(found["planted"]["units"], earlier["planted"]["units"], strict=True)
-        cells += [f"{after['area']:.2f} ({first['area']:.2f})" for after, first in areas]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    units = [row["kind"] for row in taught[0]["methods"]["oracle"]["planted"]["units"]]
+    heads = ["method", "precision, %", "times chance", "within matrices", "decoy, times chance", *units]
+    rows = []
+    for name in before[0]["kinds"][kind]:
+        after = [one["methods"][name] for one in taught]
+        earlier = [one["kinds"][kind][name] for one in before]
+        precisions = [100 * one["planted"]["weights"]["precision"] for one in after]
+        cells = [f"{min(precisions):.2f} to {max(precisions):.2f}"]
+        for where, against in (("planted", "chance"), ("planted", "within_matrices"), ("decoy", "chance")):
+            cells.append(
+                paired(*([ratio(one[where]["weights"], against) for one in side] for side in (after, earlier)))
+            )
+        for place in range(len(units)):
+            cells.append(
+                paired(*([one["planted"]["units"][place]["area"] for one in side] for side in (after, earlier)))
+            )
+        rows.append((sum(precisions), f"| {name} | {' | '.join(cells)} |"))
+    table = [line for _, line in sorted(rows, reverse=True)]
+    return [*lines, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *table]
 
 
-def times(found: dict[str, Any]) -> str:
-    """How often chance a precision is."""
-    return f"{found['weights']['precision'] / found['weights']['chance']:.2f}"
+def ratio(weights: dict[str, Any], against: str) -> float | None:
+    """How often the precision is what chance gives; None where chance gives none."""
+    return float(weights["precision"] / weights[against]) if weights[against] else None
+
+
+def paired(after: list[float | None], before: list[float | None]) -> str:
+    """Means over the seeds, taught and in brackets untaught; a dash where no seed has a value."""
+    means = []
+    for values in (after, before):
+        given = [value for value in values if value is not None]
+        means.append(f"{sum(given) / len(given):.2f}" if given else "-")
+    return f"{means[0]} ({means[1]})"
 
 
 def main() -> None:
@@ -111,10 +122,8 @@ def main() -> None:
     for name in ("fresh_sets", "fresh_sets_builtin"):
         if (FOLDER / f"{name}.json").exists():
             print(f"## {name}", "", *rates(read_json(FOLDER / f"{name}.json")["results"]["sets"]), "", sep="\n")
-    for path in sorted((FOLDER / "planted").glob("*.json")):
-        kind, _, seed = path.stem.rpartition("-")
-        if kind != "untaught":
-            print(f"## planted {path.stem}", "", *planted(kind, int(seed)), "", sep="\n")
+    for kind in sorted({path.stem.rpartition("-")[0] for path in (FOLDER / "planted").glob("*.json")} - {"untaught"}):
+        print(f"## planted {kind}", "", *planted(kind), "", sep="\n")
     if (FOLDER / "harden").exists():
         print("## harden_curve", "", *curve(), sep="\n")
 
