@@ -12,7 +12,7 @@ import torch
 
 from ballast.errors import ModelError, NumericalError, RunError
 from ballast.locate import engine
-from ballast.locate.engine import accumulate, eligible_parameters, weighted_likelihood
+from ballast.locate.engine import accumulate, eligible_parameters, weighted_likelihood, zeros
 from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
@@ -54,13 +54,29 @@ class TestSums:
 
 
 class TestAbsolute:
-    @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+    @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_adds_absolute_values_row_by_row(self, name: str) -> None:
         lm = tiny_lm(name)
         rows = weighted_rows(lm)
         single = [plain_gradients(lm, lambda row=row: summed(lm, [row])) for row in rows]
         expected = {key: sum(gradients[key].abs() for gradients in single) for key in single[0]}
         assert_close(accumulate(lm, rows, fold="absolute", batch_size=3), expected)
+
+    def test_beside_signed_sums(self) -> None:
+        lm = tiny_lm()
+        rows = weighted_rows(lm)
+        absolute = zeros(eligible_parameters(lm))
+        signed = accumulate(lm, rows, fold="sum", batch_size=3, absolute=absolute)
+        assert same_bits(signed, accumulate(lm, rows, fold="sum", batch_size=3))
+        assert same_bits(absolute, accumulate(lm, rows, fold="absolute", batch_size=3))
+
+    def test_of_a_matrix_that_is_used_twice_are_refused(self) -> None:
+        lm = tiny_lm()
+        first = lm.model.get_submodule("model.layers.0.mlp")
+        first.register_forward_hook(lambda module, arguments, _: module.forward(*arguments))
+        with pytest.raises(ModelError, match="not used once for every token"):
+            accumulate(lm, weighted_rows(lm), fold="absolute", batch_size=3)
+        assert not any(module._forward_hooks for name, module in lm.model.named_modules() if "proj" in name)
 
     def test_rows_that_cancel_in_the_sum_do_not_cancel_here(self) -> None:
         lm = tiny_lm()

@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from ballast.errors import ModelError, NumericalError, RunError
 from ballast.locate.inputs import Reader, counted_inputs
+from ballast.locate.row_gradients import added_row_gradients, differentiable_inputs, tells_rows_apart
 from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.likelihood import response_log_probabilities
@@ -87,20 +88,23 @@ def accumulate(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     readers: Sequence[Reader] = (),
+    absolute: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Sum the gradients of the weighted log-likelihood over all rows; see `accumulate_loss`.
 
-    `readers` see what each projection reads on the way. What they saw is not in the checkpoint: give one or the other.
+    `readers` see what each projection reads on the way, and to `absolute` the absolute gradient of every row is added,
+    see `added_row_gradients`. Neither is in the checkpoint: give these or a checkpoint.
     """
-    return accumulate_loss(
-        lm,
-        rows,
-        partial(weighted_likelihood, readers=readers) if readers else weighted_likelihood,
-        fold=fold,
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    with nullcontext() if absolute is None else added_row_gradients(lm, absolute):
+        return accumulate_loss(
+            lm,
+            rows,
+            partial(weighted_likelihood, readers=readers) if readers else weighted_likelihood,
+            fold=fold,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+        )
 
 
 def accumulate_loss(
@@ -119,8 +123,8 @@ def accumulate_loss(
         lm: The model; its weights do not change.
         rows: The prompts with their responses. They are batched by length; the order of equal lengths is kept.
         loss: Gives the loss of some rows, a scalar; that of a batch must be the sum over its rows.
-        fold: `sum` adds signed gradients; `absolute` adds absolute values, one row at a time.
-        batch_size: Rows per backward pass; not used for `absolute`.
+        fold: `sum` adds signed gradients; `absolute` adds the absolute values of every row's gradient.
+        batch_size: Rows per backward pass; one for `absolute` where rows cannot be told apart.
         checkpoint: File for the state of an interrupted pass; it is continued if it belongs to the same work.
         checkpoint_seconds: Least time between two writes of that file.
 
@@ -134,11 +138,35 @@ def accumulate_loss(
     """
     parameters = eligible_parameters(lm)
     ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
-    size = 1 if fold == "absolute" else batch_size
+    size = batch_size if fold == "sum" or tells_rows_apart(lm) else 1
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     key = _work_key(lm, ordered, fold, size)
     sums, done = _resume(checkpoint, key, parameters)
-    reached: set[str] = set()
+    saved_at = time.monotonic()
+    with _added(lm, parameters, sums, fold) as reached:
+        for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
+            loss(lm, batch).backward()
+            if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
+                _save(checkpoint, sums, key, number)
+                saved_at = time.monotonic()
+    missed = sorted(parameters.keys() - reached)
+    if missed and done < len(batches):
+        raise ModelError(f"No gradient reached {len(missed)} parameters ({missed[0]}); the model does not use them.")
+    if checkpoint and done < len(batches):
+        _save(checkpoint, sums, key, len(batches))
+    return sums
+
+
+@contextmanager
+def _added(
+    lm: LanguageModel, parameters: dict[str, Parameter], sums: dict[str, torch.Tensor], fold: Fold
+) -> Iterator[set[str]]:
+    """Add to `sums` what every backward pass inside the block finds; yields the names of the parameters reached."""
+    if fold == "absolute" and tells_rows_apart(lm):
+        with only_trainable(lm.model, set()), differentiable_inputs(lm), added_row_gradients(lm, sums) as reached:
+            yield reached
+        return
+    reached = set()
 
     def consume(name: str) -> None:
         parameter = parameters[name]
@@ -148,27 +176,16 @@ def accumulate_loss(
         parameter.grad = None
         reached.add(name)
 
-    saved_at = time.monotonic()
     with only_trainable(lm.model, set(parameters)):
         hooks = [
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: consume(name))
             for name, parameter in parameters.items()
         ]
         try:
-            for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
-                loss(lm, batch).backward()
-                if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
-                    _save(checkpoint, sums, key, number)
-                    saved_at = time.monotonic()
+            yield reached
         finally:
             for hook in hooks:
                 hook.remove()
-    missed = sorted(parameters.keys() - reached)
-    if missed and done < len(batches):
-        raise ModelError(f"No gradient reached {len(missed)} parameters ({missed[0]}); the model does not use them.")
-    if checkpoint and done < len(batches):
-        _save(checkpoint, sums, key, len(batches))
-    return sums
 
 
 def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow], readers: Sequence[Reader] = ()) -> torch.Tensor:
@@ -194,7 +211,7 @@ def _work_key(lm: LanguageModel, rows: Sequence[Row], fold: Fold, size: int) -> 
     return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 
-def _zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
+def zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
     """fp32 zeros in the shape of each parameter, cut from one block per device.
 
     One block is handed back to the system as soon as the sums are gone; hundreds of blocks between those of the
@@ -214,7 +231,7 @@ def _zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
 
 
 def _resume(checkpoint: Path | None, key: str, parameters: dict[str, Parameter]) -> tuple[dict[str, torch.Tensor], int]:
-    sums = _zeros(parameters)
+    sums = zeros(parameters)
     if checkpoint is None or not checkpoint.exists():
         return sums, 0
     try:

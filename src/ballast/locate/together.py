@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ballast.locate.engine import Fold, accumulate
+from ballast.locate.engine import Fold, accumulate, eligible_parameters, zeros
 from ballast.locate.inputs import Reader, read_inputs
 from ballast.locate.registry import Found, Method, Task, UnitsFound
+from ballast.locate.row_gradients import tells_rows_apart
 from ballast.locate.rows import WeightedRow
 
 
@@ -97,25 +98,39 @@ def _frozen(rows: Sequence[WeightedRow]) -> Any:
 
 
 def _serve_group(group: Sequence[Request]) -> None:
-    """All requests over the same rows; readers join the batched backward pass, or get a forward pass of their own."""
+    """All requests over the same rows; what can be had in one batched backward pass is."""
     task, rows = group[0].task, group[0].rows
-    readers = [request for request in group if isinstance(request.wanted, Reader)]
-    for fold in dict.fromkeys(request.wanted for request in group if not isinstance(request.wanted, Reader)):
-        joined = readers if fold == "sum" else []
-        wanted = [request.wanted for request in joined if isinstance(request.wanted, Reader)]
-        sums = accumulate(task.lm, rows, fold=fold, batch_size=task.batch_size, readers=wanted)
-        first, *others = (request for request in group if request.wanted == fold)
-        for request in others:
-            request.answer.set_result({name: value.clone() for name, value in sums.items()})
-        first.answer.set_result(sums)
-        for request in joined:
+    asked: dict[Fold, list[Request]] = {"sum": [], "absolute": []}
+    readers: list[Reader] = []
+    for request in group:
+        if isinstance(request.wanted, Reader):
+            readers.append(request.wanted)
+        else:
+            asked[request.wanted].append(request)
+    run = partial(accumulate, task.lm, rows, batch_size=task.batch_size)
+    if asked["sum"]:
+        beside = asked["absolute"] and tells_rows_apart(task.lm)
+        absolute = zeros(eligible_parameters(task.lm)) if beside else None
+        _answer(asked["sum"], run(fold="sum", readers=readers, absolute=absolute))
+        if absolute is not None:
+            _answer(asked["absolute"], absolute)
+        elif asked["absolute"]:
+            _answer(asked["absolute"], run(fold="absolute"))
+    elif asked["absolute"]:
+        _answer(asked["absolute"], run(fold="absolute", readers=readers))
+    else:
+        read_inputs(task.lm, rows, task.batch_size, readers)
+    for request in group:
+        if isinstance(request.wanted, Reader):
             request.answer.set_result(None)
-        readers = [] if joined else readers
-    if readers:
-        wanted = [request.wanted for request in readers if isinstance(request.wanted, Reader)]
-        read_inputs(task.lm, rows, task.batch_size, wanted)
-        for request in readers:
-            request.answer.set_result(None)
+
+
+def _answer(requests: Sequence[Request], sums: dict[str, torch.Tensor]) -> None:
+    """Give each the sums, as tensors of its own."""
+    first, *others = requests
+    for request in others:
+        request.answer.set_result({name: value.clone() for name, value in sums.items()})
+    first.answer.set_result(sums)
 
 
 def found_together(task: Task, methods: Sequence[Method]) -> list[Found | UnitsFound]:
