@@ -1,9 +1,8 @@
 """What several methods cost together beside a plain forward and backward, and beside one pass a layer.
 
-The arms take turns in one process. `signed and activations` is ESI, |gradient| and Wanda in one go; `with per-sample`
-has SNIP beside them, whose absolute values need a backward pass per row; `per-sample plain` is the floor of that:
-forward and backward row by row, gradients dropped. `neurons` are the feed-forward, output and value neurons alone, on
-the prompts of the same rows. `layer by layer` is the published scheme for SNIP: all rows once for each layer's weights,
+The arms take turns in one process. `signed and activations` is ESI, |gradient|, Wanda and the feed-forward, output and
+value neurons in one go; `with per-sample` has SNIP beside them, whose absolute values need the gradient of every row;
+`per-sample plain` is the simple way to these: forward and backward row by row, gradients dropped. `layer by layer` is the published scheme for SNIP: all rows once for each layer's weights,
 here over a few rows and compared with one pass over the same few. Writes `results/shared_passes.json`.
 """
 
@@ -26,8 +25,7 @@ from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 
 ROWS, BATCH, FEW = 64, 8, 4
-SIGNED = ("esi", "gradient", "wanda")
-QUICK_NEURONS = ("feed_forward", "output", "value")
+SIGNED = ("esi", "gradient", "wanda", Neurons(kinds=("feed_forward", "output", "value")))
 
 
 def plain(lm: LanguageModel, rows: list[WeightedRow], batch: int) -> None:
@@ -68,7 +66,6 @@ def main() -> None:
         "signed and activations": lambda: locate_all(lm, prompts, SIGNED, batch_size=BATCH),
         "per-sample plain": lambda: plain(lm, rows, 1),
         "with per-sample": lambda: locate_all(lm, prompts, (*SIGNED, "snip"), batch_size=BATCH),
-        "neurons": lambda: locate(lm, prompts, Neurons(kinds=QUICK_NEURONS), batch_size=BATCH),
         "one pass": lambda: locate(lm, few, "snip"),
         "layer by layer": lambda: layer_by_layer(lm, few_rows),
     }
@@ -99,7 +96,6 @@ def main() -> None:
             "signed_and_activations_to_plain": ratio("signed and activations", "plain"),
             "with_per_sample_to_plain": ratio("with per-sample", "plain"),
             "per_sample_plain_to_plain": ratio("per-sample plain", "plain"),
-            "neurons_to_plain": ratio("neurons", "plain"),
             "layer_by_layer_to_one_pass": ratio("layer by layer", "one pass"),
             "largest_difference_of_scores": apart,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,11 @@ import torch
 
 from ballast.errors import NumericalError, PromptError, UsageError
 from ballast.locate import METHODS, Scores, engine, inputs, locate, locate_all, together
+from ballast.locate.neurons import Neurons
+from ballast.locate.registry import Task
+from ballast.locate.together import SharedPasses
+from ballast.locate.unit_scores import UnitScores
+from ballast.locate.wanda import Wanda
 from ballast.models import LanguageModel
 from tests.worlds import REFUSALS, REQUESTS, assert_close, prompt_set, same_bits, tiny_lm
 
@@ -71,6 +77,30 @@ def test_each_kind_of_pass_once(passes: Counter[str]) -> None:
     passes.clear()
     locate_all(lm, PROMPTS, ["wanda", "wanda"])
     assert passes == {"forward": 1}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("beside", ["wanda", "esi"])
+def test_prompts_are_read_where_their_responses_follow(name: str, beside: str, passes: Counter[str]) -> None:
+    lm = tiny_lm(name)
+    neurons = Neurons(kinds=("feed_forward", "output", "value"))
+    found, _ = locate_all(lm, PROMPTS, [neurons, beside], batch_size=2)
+    assert sum(passes.values()) == 1
+    expected = locate(lm, PROMPTS, neurons, batch_size=3)
+    assert isinstance(found, UnitScores)
+    assert isinstance(expected, UnitScores)
+    for value, other in zip(found.values, expected.values, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-8)
+
+
+def test_other_prompts_are_another_pass(passes: Counter[str]) -> None:
+    """One prompt twice is not the same as two prompts."""
+    lm, neurons = tiny_lm(), Neurons(kinds=("output",))
+    twice = prompt_set("twice", [REQUESTS[0], *REQUESTS], [REFUSALS[1], *REFUSALS])
+    shared = SharedPasses()
+    tasks = [Task(lm, prompts, passes=shared) for prompts in (twice, PROMPTS)]
+    shared.run([partial(Wanda().score, tasks[0]), partial(neurons.score, tasks[1])])
+    assert passes == {"forward": 2}
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])

@@ -49,10 +49,12 @@ class Reader(NamedTuple):
     Attributes:
         weigh: Weight of each position of a batch, (B, T); a position of weight 0 is not shown.
         see: Called with the inputs at the other positions, N of them, and their weights (N,).
+        end: Called when a batch has been read.
     """
 
     weigh: Callable[[TokenBatch], torch.Tensor]
     see: Callable[[Inputs, torch.Tensor], None]
+    end: Callable[[], None] = lambda: None
 
 
 def read_inputs(lm: LanguageModel, rows: Sequence[WeightedRow], batch_size: int, readers: Sequence[Reader]) -> None:
@@ -100,6 +102,8 @@ def counted_inputs(lm: LanguageModel, batch: TokenBatch, readers: Sequence[Reade
 
     with observed_inputs(lm, show):
         yield
+    for reader in readers:
+        reader.end()
 
 
 @contextmanager

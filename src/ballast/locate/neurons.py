@@ -17,6 +17,7 @@ import torch
 from ballast.errors import UsageError
 from ballast.locate.importance.neuron_importance import Importances
 from ballast.locate.registry import Task, UnitsFound, register
+from ballast.locate.rows import WeightedRow
 from ballast.models.units import NEURON_KINDS, UnitGroup
 from ballast.progress import track
 from ballast.prompts.batches import collate
@@ -88,16 +89,19 @@ class Neurons:
             PromptError: A prompt does not fit the model.
             UsageError: A top holds no neuron of a layer.
         """
-        rows = []
-        for prompt in task.prompts:
-            rows.append(render(task.lm.tokenizer, prompt.prompt))
-            check_length(rows[-1], task.lm.context, prompt.id)
-        rows.sort(key=lambda row: len(row.ids), reverse=True)
-        importances = Importances(task.lm, tuple(self.kinds), len(rows[0].ids))
+        rows = [WeightedRow(prompt.id, render(task.lm.tokenizer, prompt.prompt), 0.0) for prompt in task.prompts]
+        for row in rows:
+            check_length(row.rendered, task.lm.context, row.id)
+        rows.sort(key=lambda row: len(row.rendered.ids), reverse=True)
+        importances = Importances(task.lm, tuple(self.kinds), len(rows[0].rendered.ids))
         tally = Tally(importances.groups, self)
-        batches = [rows[start : start + task.batch_size] for start in range(0, len(rows), task.batch_size)]
-        for batch in track(batches, "Neurons"):
-            tally.add([table.cpu() for table in importances.of(collate(batch, task.lm.pad_id).to(task.lm.device))])
+        if importances.need_attention:
+            batches = [rows[start : start + task.batch_size] for start in range(0, len(rows), task.batch_size)]
+            for batch in track(batches, "Neurons"):
+                tokens = collate([row.rendered for row in batch], task.lm.pad_id)
+                tally.add(importances.of(tokens.to(task.lm.device)))
+        else:
+            task.inputs(rows, importances.reader(tally.add))
         notes = {"prompts_used": len(rows), **importances.notes}
         if unread := [group for group, sums in zip(tally.groups, tally.shares, strict=True) if not sums.any()]:
             notes["without_importance"] = [_named(group) for group in unread]
@@ -149,6 +153,7 @@ class Tally:
 
     def add(self, tables: list[torch.Tensor]) -> None:
         """Count in the (B, m) importances of a batch, one table per group."""
+        tables = [table.cpu() for table in tables]
         self.prompts += len(tables[0])
         for members in self._families(layers=False):
             total = torch.stack([tables[number].double().sum(dim=1) for number in members]).sum(dim=0)

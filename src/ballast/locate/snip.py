@@ -25,7 +25,7 @@ class Snip:
     reference: ClassVar[str] = "Wei et al., ICML 2024, arXiv 2402.05162; score: Lee et al., arXiv 1810.02340"
     fidelity: ClassVar[str] = (
         "paper: |W| * mean over samples of |dL/dW|, L the mean negative log-likelihood of the response with the prompt "
-        "masked, one backward pass per sample; deviations: sums in fp32, end-of-turn token included in the response"
+        "masked; deviations: sums in fp32, end-of-turn token included in the response"
     )
     needs: ClassVar[str] = "harmful prompts with refusals"
 

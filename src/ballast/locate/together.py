@@ -84,6 +84,11 @@ def serve(requests: Sequence[Request]) -> None:
     groups: dict[Any, list[Request]] = defaultdict(list)
     for request in requests:
         groups[_frozen(request.rows)].append(request)
+    for prompts in [key for key, (first, *_) in groups.items() if _prompts_alone(first.rows)]:
+        for key, (first, *_) in groups.items():
+            if key != prompts and _prompts_of(first.rows) == _prompts_of(groups[prompts][0].rows):
+                groups[key] += [_at_prompts(request) for request in groups.pop(prompts)]
+                break
     try:
         for group in groups.values():
             _serve_group(group)
@@ -95,6 +100,22 @@ def serve(requests: Sequence[Request]) -> None:
 def _frozen(rows: Sequence[WeightedRow]) -> Any:
     """Equal for equal rows."""
     return tuple((row.id, tuple(row.rendered.ids), row.rendered.prompt_length, row.weight) for row in rows)
+
+
+def _prompts_alone(rows: Sequence[WeightedRow]) -> bool:
+    return all(row.rendered.prompt_length == len(row.rendered.ids) for row in rows)
+
+
+def _prompts_of(rows: Sequence[WeightedRow]) -> list[list[int]]:
+    """Token ids of the prompts, in an order of their own."""
+    return sorted(row.rendered.ids[: row.rendered.prompt_length] for row in rows)
+
+
+def _at_prompts(request: Request) -> Request:
+    """The same request in a pass over the prompts with responses; what is read at a prompt depends on it alone."""
+    reader = request.wanted
+    assert isinstance(reader, Reader)  # prompts alone have no likelihood
+    return request._replace(wanted=reader._replace(weigh=lambda batch: reader.weigh(batch.prompts())))
 
 
 def _serve_group(group: Sequence[Request]) -> None:

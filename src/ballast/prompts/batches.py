@@ -34,6 +34,13 @@ class TokenBatch(NamedTuple):
         """
         return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
 
+    def prompts(self) -> TokenBatch:
+        """The same batch with answers taken for padding."""
+        return self._replace(
+            attention_mask=self.attention_mask * ~self.response_mask,
+            response_mask=torch.zeros_like(self.response_mask),
+        )
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
         return TokenBatch(*(tensor.to(device) for tensor in self))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from ballast.errors import ModelError
 from ballast.locate.importance.neuron_attention import key_changes, of_prompt, query_changes
 from ballast.locate.importance.neuron_outputs import OutputChanges
-from ballast.locate.inputs import observed_inputs
+from ballast.locate.inputs import Reader, observed_inputs
 from ballast.models import LanguageModel
 from ballast.models.attention import Attention, observed_attention, shows_attention
 from ballast.models.head_directions import Directions, observed_directions
@@ -70,12 +70,26 @@ class Importances:
             (group.layer, group.kind): number for number, group in enumerate(self.groups) if group.kind in CHANGES
         }
 
+    @property
+    def need_attention(self) -> bool:
+        """Whether neurons are scored by more than what projections read."""
+        return bool(self._attending)
+
+    def reader(self, take: Callable[[list[torch.Tensor]], None]) -> Reader:
+        """Gives the importances of every batch to `take`, as `of` does, where attention is not needed."""
+        mask, tables = torch.empty(0), list[torch.Tensor]()
+
+        def begin(batch: TokenBatch) -> torch.Tensor:
+            nonlocal mask, tables
+            mask, tables = batch.attention_mask, self._zeros(batch)
+            return mask
+
+        return Reader(begin, lambda inputs, _: self._outputs.add(inputs, mask, tables), lambda: take(tables))
+
     @torch.no_grad()
     def of(self, batch: TokenBatch) -> list[torch.Tensor]:
         """Importances (B, m) of every group for each prompt of a batch, fp32 (fp64 for a model in fp64)."""
-        mask = batch.attention_mask
-        dtype = torch.promote_types(self.lm.model.dtype, torch.float32)
-        tables = [torch.zeros(len(mask), group.size, dtype=dtype, device=mask.device) for group in self.groups]
+        mask, tables = batch.attention_mask, self._zeros(batch)
 
         def see(attention: Attention) -> None:
             for kind, changes in CHANGES.items():
@@ -97,6 +111,11 @@ class Importances:
                 use_cache=False,
             )
         return tables
+
+    def _zeros(self, batch: TokenBatch) -> list[torch.Tensor]:
+        dtype = torch.promote_types(self.lm.model.dtype, torch.float32)
+        rows, device = len(batch.attention_mask), batch.attention_mask.device
+        return [torch.zeros(rows, group.size, dtype=dtype, device=device) for group in self.groups]
 
 
 def _is_held(kind: str, found: Directions) -> bool:

@@ -52,7 +52,7 @@ class OutputChanges:
 
         Args:
             inputs: What one matrix reads.
-            mask: (B, T) fp32, 1 at tokens and 0 at padding.
+            mask: (B, T), 1 at tokens and 0 at padding.
             tables: (B, m) importances per group, to be filled.
         """
         for number in self.readers.get((inputs.part.name, inputs.expert), ()):
@@ -91,17 +91,22 @@ def _norms(inputs: Inputs, mask: torch.Tensor) -> torch.Tensor:
     """(B, in) norm over the tokens of each prompt."""
     values = precise(inputs.values)
     squares = (values if inputs.shares is None else values * inputs.shares.unsqueeze(1)).square()
-    rows, width = mask.shape
-    tokens = torch.arange(rows * width, device=mask.device) if inputs.tokens is None else inputs.tokens
-    member = torch.zeros(rows, len(tokens), dtype=squares.dtype, device=mask.device)
-    member[tokens // width, torch.arange(len(tokens), device=mask.device)] = mask.flatten()[tokens].to(squares.dtype)
-    return (member @ squares).sqrt()
+    return (_members(inputs, mask, squares.dtype) @ squares).sqrt()
 
 
 def _of_values(inputs: Inputs, mask: torch.Tensor, group: UnitGroup, products: torch.Tensor) -> torch.Tensor:
     """(B, m) importances of value neurons by what the output projection reads."""
     keys, size = group.shape
-    mixed = precise(inputs.values).reshape(*mask.shape, keys, -1, size)  # (B, T, g, G, d)
-    mixed = mixed * mask.to(mixed.dtype)[:, :, None, None, None]
-    pairs = torch.einsum("btgad,btgcd->bgdac", mixed, mixed)
-    return (pairs * products).sum(dim=(-2, -1)).clamp_min(0).sqrt().flatten(1)
+    mixed = precise(inputs.values).reshape(len(inputs.values), keys, -1, size)  # (N, g, G, d)
+    pairs = torch.einsum("ngad,ngcd->ngdac", mixed, mixed)
+    sums = (_members(inputs, mask, pairs.dtype) @ pairs.flatten(1)).reshape(-1, *pairs.shape[1:])
+    return (sums * products).sum(dim=(-2, -1)).clamp_min(0).sqrt().flatten(1)
+
+
+def _members(inputs: Inputs, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(B, N) 1 where a token belongs to a prompt."""
+    rows, width = mask.shape
+    tokens = torch.arange(rows * width, device=mask.device) if inputs.tokens is None else inputs.tokens
+    members = torch.zeros(rows, len(tokens), dtype=dtype, device=mask.device)
+    members[tokens // width, torch.arange(len(tokens), device=mask.device)] = mask.flatten()[tokens].to(dtype)
+    return members
