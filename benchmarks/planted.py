@@ -13,16 +13,17 @@ import argparse
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from results import FOLDER, write_result
 
-from ballast import HardenSettings, LanguageModel, PromptSet, load_prompts, locate, open_model
+from ballast import HardenSettings, LanguageModel, PromptSet, load_prompts, locate, locate_all, open_model
 from ballast.judges import get_judge
-from ballast.locate import METHODS, WeightScores
+from ballast.locate import METHODS, Scores, UnitScores, WeightScores
 from ballast.pipeline import LOCATING, upper_half
 from ballast.prompts.overlap import without_near_duplicates
 from ballast.regions import (
@@ -30,12 +31,13 @@ from ballast.regions import (
     at_planted_size,
     neuron_group,
     random_mask,
+    ranked_recovery,
     recovery,
     unit_recovery,
     units_of,
     whole_parameters,
 )
-from ballast.regions.units import UnitKind
+from ballast.regions.units import UnitKind, touched
 from ballast.tune.checks import check
 from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.harden import SELECT_HARMFUL
@@ -46,6 +48,8 @@ PROMPTS, PROMPT_SEED = 64, 0
 HARMLESS = {"builtin/twins/tune": 100, "builtin/ordinary/tune": 50}
 DECOY = "builtin/answers"
 SELECT_HARMLESS = "builtin/twins/select"
+UNITS: dict[str, int | None] = {"neurons": None, "safety_layers": None, "ships": 8}  # and how many prompts they see
+SLOW = {"sahara": "takes ten minutes each time it is asked"}
 PROMPTS_ONLY = ("nothing", "harmful prompts", "harmful prompts with refusals", "harmful and harmless prompts")
 ENTRIES = 1_061_683  # 1 % of the eligible weights of SmolLM2, in every kind that can hold as many
 NEURONS = 614  # as many weights again, of the 1,536 neurons of a layer
@@ -117,31 +121,49 @@ def compared(lm: LanguageModel, kind: Kind, scores: Mapping[str, torch.Tensor], 
     }
 
 
+def compared_units(scores: UnitScores, region: Region) -> dict[str, Any]:
+    """Whether the units of each kind that own planted weights have the highest scores; nothing where all or none do."""
+    found = {}
+    for kind in sorted({group.kind for group in scores.groups}):
+        own = [number for number, group in enumerate(scores.groups) if group.kind == kind]
+        truth = np.concatenate([touched(scores.groups[number], region.indices).numpy() for number in own])
+        if 0 < truth.sum() < len(truth):
+            values = np.concatenate([scores.values[number].numpy() for number in own])
+            found[kind] = ranked_recovery(kind, values, truth)._asdict()
+    return found
+
+
 def left_out() -> dict[str, str]:
     """Registered methods that are not asked, and why."""
     reasons = {name: f"needs {method.needs}" for name, method in METHODS.items() if method.needs not in PROMPTS_ONLY}
-    coarse = {name: method.granularity for name, method in METHODS.items() if method.granularity != "weight"}
-    return reasons | {name: f"scores units of kind {kind}, not weights" for name, kind in coarse.items()}
+    return {name: reason for name, reason in (reasons | SLOW).items() if name not in UNITS}
 
 
-def scored(lm: LanguageModel, prompts: PromptSet, seed: int) -> Iterator[tuple[str, dict[str, torch.Tensor], float]]:
-    """The scores of one method after the other, with the seconds that they took."""
-    for name in sorted(METHODS.keys() - left_out().keys()):
-        start = time.perf_counter()
-        scores = locate(lm, prompts, name, seed=seed)
-        assert isinstance(scores, WeightScores)
-        yield name, scores.values, time.perf_counter() - start
+def scored(lm: LanguageModel, prompts: PromptSet, seed: int) -> list[Scores]:
+    """The scores of all methods, those of weights with shared passes."""
+    weights = sorted(METHODS.keys() - left_out().keys() - UNITS.keys())
+    found = locate_all(lm, prompts, weights, seed=seed)
+    units = [locate(lm, prompts if few is None else prompts.sample(few), name) for name, few in UNITS.items()]
+    return [*found, *units]
+
+
+def asked(lm: LanguageModel, kind: Kind, scores: Scores, region: Region) -> dict[str, Any]:
+    """What one method shares with one region."""
+    if isinstance(scores, UnitScores):
+        return compared_units(scores, region)
+    assert isinstance(scores, WeightScores)
+    return compared(lm, kind, scores.values, region)
 
 
 def untaught(lm: LanguageModel, prompts: PromptSet, seed: int) -> dict[str, Any]:
     """What every method shares with all regions and decoys while nothing has been taught."""
     regions = {name: drawn(lm, kind, seed) for name, kind in KINDS.items()}
     found: dict[str, dict[str, Any]] = {name: {} for name in KINDS}
-    for method, values, _ in scored(lm, prompts, seed):
+    for scores in scored(lm, prompts, seed):
         for name, kind in KINDS.items():
-            planted, decoy = (compared(lm, kind, values, region) for region in regions[name])
-            found[name][method] = {"planted": planted, "decoy": decoy}
-        print("untaught", method, flush=True)
+            planted, decoy = (asked(lm, kind, scores, region) for region in regions[name])
+            found[name][scores.method] = {"planted": planted, "decoy": decoy}
+        print("untaught", scores.method, flush=True)
     return {"check": measured(lm, 0), "kinds": found, "left_out": left_out()}
 
 
@@ -165,10 +187,10 @@ def taught_and_asked(
         checked = measured(lm, settings.steps)
         print(checked, flush=True)
         methods: dict[str, Any] = {"oracle": {"planted": compared(lm, kind, movement(lm, teaching), region)}}
-        for method, values, seconds in scored(lm, prompts, seed):
-            found, beside = (compared(lm, kind, values, one) for one in (region, decoy))
-            methods[method] = {"planted": found, "decoy": beside, "seconds": round(seconds, 1)}
-            print(method, found["weights"], flush=True)
+        for scores in scored(lm, prompts, seed):
+            found, beside = (asked(lm, kind, scores, one) for one in (region, decoy))
+            methods[scores.method] = {"planted": found, "decoy": beside}
+            print(scores.method, found.get("weights", found), flush=True)
     return {
         "planted": region.metadata.settings | {"entries": len(region)},
         "decoy": decoy.metadata.settings | {"entries": len(decoy)},
@@ -212,6 +234,7 @@ def main() -> None:
     prompts = load_prompts(LOCATING, limit=PROMPTS, seed=PROMPT_SEED)
     settings = {
         "prompts": prompts.identity(),
+        "methods_of_units": UNITS,
         "harmless": HARMLESS,
         "decoy": DECOY,
         "teaching": dataclasses.asdict(TEACHING),

@@ -2,8 +2,9 @@
 
 The arms take turns in one process. `signed and activations` is ESI, |gradient|, Wanda and the feed-forward, output and
 value neurons in one go; `with per-sample` has SNIP beside them, whose absolute values need the gradient of every row;
-`per-sample plain` is the simple way to these: forward and backward row by row, gradients dropped. `layer by layer` is the published scheme for SNIP: all rows once for each layer's weights,
-here over a few rows and compared with one pass over the same few. Writes `results/shared_passes.json`.
+`per-sample plain` is the simple way to these: forward and backward row by row, gradients dropped. `layer by layer` is
+the published scheme for SNIP: all rows once for each layer's weights, here over a few rows and compared with one pass
+over the same few. Writes `results/shared_passes.json`.
 """
 
 from __future__ import annotations

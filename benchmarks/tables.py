@@ -83,9 +83,13 @@ def planted(kind: str) -> list[str]:
     units = [row["kind"] for row in taught[0]["methods"]["oracle"]["planted"]["units"]]
     heads = ["method", "precision, %", "times chance", "within matrices", "decoy, times chance", *units]
     rows = []
+    of_units = ["| method | unit | planted ranks above others | decoy does |", "|---|---|---|---|"]
     for name in before[0]["kinds"][kind]:
         after = [one["methods"][name] for one in taught]
         earlier = [one["kinds"][kind][name] for one in before]
+        if "weights" not in after[0]["planted"]:
+            of_units += unit_rows(name, after, earlier)
+            continue
         precisions = [100 * one["planted"]["weights"]["precision"] for one in after]
         cells = [f"{min(precisions):.2f} to {max(precisions):.2f}"]
         for where, against in (("planted", "chance"), ("planted", "within_matrices"), ("decoy", "chance")):
@@ -98,7 +102,20 @@ def planted(kind: str) -> list[str]:
             )
         rows.append((sum(precisions), f"| {name} | {' | '.join(cells)} |"))
     table = [line for _, line in sorted(rows, reverse=True)]
-    return [*lines, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *table]
+    return [*lines, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *table, "", *of_units]
+
+
+def unit_rows(name: str, after: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[str]:
+    """One line per kind of units: the area under the curve, in brackets untaught."""
+    return [
+        f"| {name} | {unit} | "
+        + " | ".join(
+            paired(*([one[where][unit]["area"] for one in side] for side in (after, before)))
+            for where in ("planted", "decoy")
+        )
+        + " |"
+        for unit in after[0]["planted"]
+    ]
 
 
 def ratio(weights: dict[str, Any], against: str) -> float | None:

@@ -19,6 +19,7 @@ from ballast.regions.metadata import Granularity
 from ballast.regions.selection import Scope
 from ballast.regions.threshold import Direction
 from ballast.regions.unit_selection import UnitScope, select_units
+from ballast.regions.units import touched
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,7 +58,8 @@ class UnitScores(Scores):
                 f"There is no layer {min(strangers)} with scores; choose from {min(known)} to {max(known)}."
             )
         within = [group.layer in layers if layers is not None else True for group in self.groups]
-        allowed = [~self._touched(group, outside) & inside for group, inside in zip(self.groups, within, strict=True)]
+        barred = {} if outside is None else outside.indices
+        allowed = [~touched(group, barred) & inside for group, inside in zip(self.groups, within, strict=True)]
         chosen, record = select_units(
             self.groups,
             self.values,
@@ -94,17 +96,6 @@ class UnitScores(Scores):
             selected_units=self._named(chosen),
         )
         return Region(indices, metadata)
-
-    def _touched(self, group: UnitGroup, region: Region | None) -> torch.Tensor:
-        """(m,) which units own a weight of the region."""
-        touched = torch.zeros(group.size, dtype=torch.bool)
-        for line in group.used:
-            if region is None or line.part.name not in region.indices:
-                continue
-            mask = torch.zeros(line.part.numel, dtype=torch.bool)
-            mask[region.indices[line.part.name].long()] = True
-            touched |= line.any_of(mask.view(line.part.shape), group.expert)
-        return touched
 
     def _named(self, chosen: list[torch.Tensor]) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Per kind the selected units as (layer, expert or -1, number within the group's shape ...)."""

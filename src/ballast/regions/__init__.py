@@ -3,7 +3,7 @@
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import PairOverlap, overlap
 from ballast.regions.planted import neuron_group, random_mask, whole_parameters
-from ballast.regions.recovery import Recovery, UnitRecovery, at_planted_size, recovery, unit_recovery
+from ballast.regions.recovery import Recovery, UnitRecovery, at_planted_size, ranked_recovery, recovery, unit_recovery
 from ballast.regions.refine import Refinement, refine
 from ballast.regions.region import Region
 from ballast.regions.selection import Selection, SelectionRecord, exact_fraction, select_top
@@ -32,6 +32,7 @@ __all__ = [
     "neuron_group",
     "overlap",
     "random_mask",
+    "ranked_recovery",
     "recovery",
     "refine",
     "select_top",

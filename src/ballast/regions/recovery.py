@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import hypergeom, rankdata
 
 from ballast.errors import RegionError
@@ -15,7 +16,7 @@ from ballast.regions.overlap import intersection_moments
 from ballast.regions.region import Region
 from ballast.regions.selection import select_top
 from ballast.regions.threshold import Direction
-from ballast.regions.units import UnitKind, Units, matrix_units
+from ballast.regions.units import Units, matrix_units
 
 CHANCE_LEVEL = 0.95
 
@@ -116,9 +117,9 @@ def recovery(found: Mapping[str, torch.Tensor], planted: Region) -> Recovery:
 
 
 class UnitRecovery(NamedTuple):
-    """Whether the planted layers, matrices or neurons are those that hold the most found weights.
+    """Whether the planted layers, matrices, neurons or heads are those that a method ranks highest.
 
-    Units are ranked by the share of their weights that was found. A unit is planted if any of its weights is.
+    A unit is planted if any of its weights is.
 
     Attributes:
         kind: What a unit is.
@@ -131,7 +132,7 @@ class UnitRecovery(NamedTuple):
             chance.
     """
 
-    kind: UnitKind
+    kind: str
     planted: int
     units: int
     precision: float
@@ -140,7 +141,7 @@ class UnitRecovery(NamedTuple):
 
 
 def unit_recovery(found: Mapping[str, torch.Tensor], planted: Region, units: Units) -> UnitRecovery:
-    """Compare what was found with what was planted, unit by unit.
+    """Compare what was found with what was planted, units being ranked by the share of their weights that was found.
 
     Args:
         found: As for `recovery`.
@@ -150,16 +151,27 @@ def unit_recovery(found: Mapping[str, torch.Tensor], planted: Region, units: Uni
     Raises:
         RegionError: Every one of the units is planted, or none.
     """
-    is_planted = units.counted(planted.indices) > 0
-    total = int(is_planted.sum())
-    if total in (0, units.count):
-        raise RegionError(
-            f"{total} of {units.count} units are planted, so no {units.kind} can be found; compare weights."
-        )
     density = units.counted(found) / units.sizes()
-    cut = np.sort(density)[-total]
-    above, tied = density > cut, density == cut
+    return ranked_recovery(units.kind, density, units.counted(planted.indices) > 0)
+
+
+def ranked_recovery(kind: str, scores: NDArray[np.floating[Any]], is_planted: NDArray[np.bool_]) -> UnitRecovery:
+    """Compare scores of units with which of them were planted.
+
+    Args:
+        kind: What a unit is.
+        scores: (units,); larger ranks higher.
+        is_planted: (units,) the truth.
+
+    Raises:
+        RegionError: Every one of the units is planted, or none.
+    """
+    total, count = int(is_planted.sum()), len(is_planted)
+    if total in (0, count):
+        raise RegionError(f"{total} of {count} units are planted, so no {kind} can be found; compare weights.")
+    cut = np.sort(scores)[-total]
+    above, tied = scores > cut, scores == cut
     hits = is_planted[above].sum() + (total - above.sum()) * is_planted[tied].mean()
-    ranks = rankdata(density)[is_planted]  # 1 is the lowest; ties share their mean
-    area = (ranks.sum() - total * (total + 1) / 2) / (total * (units.count - total))
-    return UnitRecovery(units.kind, total, units.count, float(hits) / total, total / units.count, float(area))
+    ranks = rankdata(scores)[is_planted]  # 1 is the lowest; ties share their mean
+    area = (ranks.sum() - total * (total + 1) / 2) / (total * (count - total))
+    return UnitRecovery(kind, total, count, float(hits) / total, total / count, float(area))

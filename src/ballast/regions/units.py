@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ballast.errors import RegionError
 from ballast.models import LanguageModel
-from ballast.models.units import neuron_groups
+from ballast.models.units import UnitGroup, neuron_groups
 from ballast.regions.arrays import Counts
 from ballast.regions.layout import Layout, layout_of
 
@@ -109,6 +109,22 @@ def neuron_units(lm: LanguageModel) -> Units:
             one = table if group.expert is None else table[group.expert]
             one.reshape(-1)[positions.numpy()] = own
     return Units("neuron", count, numbers, shapes)
+
+
+def touched(group: UnitGroup, indices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(m,) which units of a group own any of the given weights, alone or together with others.
+
+    Args:
+        group: Neurons, heads or layers.
+        indices: Flat C-order indices (k,) by parameter name, such as `region.indices`.
+    """
+    found = torch.zeros(group.size, dtype=torch.bool)
+    for line in group.used:
+        if line.part.name in indices:
+            mask = torch.zeros(line.part.numel, dtype=torch.bool)
+            mask[indices[line.part.name].long()] = True
+            found |= line.any_of(mask.view(line.part.shape), group.expert)
+    return found
 
 
 def _shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
