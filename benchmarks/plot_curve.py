@@ -1,24 +1,18 @@
 """The picture of docs/harden.md: attack success against over-refusal along each arm of `harden_curve.py`.
 
-Needs Chromium and its driver, as the browser tests do. Writes `docs/images/harden_curve.png`.
+Writes `docs/images/harden_curve.png`, see `picture.py`.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 import plotly.graph_objects as go
+from picture import photograph
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 from results import FOLDER
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 from ballast.runs import read_json
 
-PICTURE = FOLDER.parents[1] / "docs" / "images" / "harden_curve.png"
 PANELS = (
     ("jailbreakbench_harmful", "jailbreakbench_benign"),
     ("jailbreakbench_harmful", "xstest_safe"),
@@ -56,17 +50,5 @@ def drawn() -> go.Figure:
     return figure
 
 
-def main() -> None:
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", f"--window-size={WIDTH + 20},{HEIGHT + 160}"):
-        options.add_argument(argument)
-    service = Service(shutil.which("chromedriver"))
-    with tempfile.TemporaryDirectory() as folder, webdriver.Chrome(options, service) as browser:
-        page = Path(folder) / "curve.html"
-        drawn().write_html(page, config={"displayModeBar": False})
-        browser.get(page.as_uri())
-        browser.find_element("class name", "plotly-graph-div").screenshot(str(PICTURE))
-
-
 if __name__ == "__main__":
-    main()
+    photograph(drawn(), "harden_curve")
