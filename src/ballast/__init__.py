@@ -9,7 +9,7 @@ from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
 from ballast.regions import Refinement, Region, overlap, refine
 from ballast.report import write_report
-from ballast.tune import HardenSettings, harden
+from ballast.tune import HardenSettings, SafetyPreserving, harden
 
 __all__ = [
     "METHODS",
@@ -22,6 +22,7 @@ __all__ = [
     "PromptSet",
     "Refinement",
     "Region",
+    "SafetyPreserving",
     "Scores",
     "Summary",
     "compare",

@@ -32,6 +32,10 @@ class PatchError(BallastError):
     """A patch is damaged or belongs to another model."""
 
 
+class ProtectionError(BallastError):
+    """Weights that were to be protected are not."""
+
+
 class RunError(BallastError):
     """A run directory cannot be written, continued or read."""
 

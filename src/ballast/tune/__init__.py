@@ -1,7 +1,8 @@
 """Tune a small region of a model's weights."""
 
 from ballast.tune.harden import harden
+from ballast.tune.safety_preserving import SafetyPreserving
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
 
-__all__ = ["HardenSettings", "SparseAdamW", "harden"]
+__all__ = ["HardenSettings", "SafetyPreserving", "SparseAdamW", "harden"]
