@@ -9,12 +9,13 @@ from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
 from ballast.regions import Refinement, Region, overlap, refine
 from ballast.report import write_report
-from ballast.tune import HardenSettings, SafetyPreserving, harden
+from ballast.tune import FinetuneSettings, HardenSettings, SafetyPreserving, finetune, harden
 
 __all__ = [
     "METHODS",
     "BallastError",
     "Comparison",
+    "FinetuneSettings",
     "HardenSettings",
     "LanguageModel",
     "Patch",
@@ -27,6 +28,7 @@ __all__ = [
     "Summary",
     "compare",
     "demo",
+    "finetune",
     "harden",
     "load_prompts",
     "locate",

@@ -1,4 +1,4 @@
-"""The main job in one call: measure, locate, harden, measure again, compare, report."""
+"""Whole jobs in one call: measure, change the model, measure again, compare, report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ballast.locate import Method, locate
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.models import LanguageModel, open_model
 from ballast.patches import Patch
-from ballast.prompts import PromptSets, as_prompt_sets, load_prompts
+from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets, load_prompts
 from ballast.prompts.overlap import require_disjoint
-from ballast.regions import Region
+from ballast.regions import Region, carried
 from ballast.report import write_report
 from ballast.runs import RunDirectory, write_json
-from ballast.tune import HardenSettings, harden
+from ballast.tune import FinetuneSettings, HardenSettings, finetune, harden
 from ballast.tune.harden import HARMLESS, REFUSALS
 
 SAFETY = ("builtin/harmful/test",)
@@ -106,6 +106,76 @@ def demo(
         with run.step("measure after"):
             Patch.load(folder / "patch.safetensors").apply(lm.model)
             measured(out=folder / "after")
+    if not run.is_done("compare"):
+        with run.step("compare"):
+            compare(folder / "before", folder / "after", out=folder)
+    run.finish()
+    return write_report(folder)
+
+
+def finetune_and_measure(
+    out: Path | str,
+    model: str | Path,
+    data: PromptSet | str,
+    *,
+    protect: Region | None,
+    patch: Patch | None = None,
+    settings: FinetuneSettings | None = None,
+    safety: Sequence[str] = SAFETY,
+    overrefusal: Sequence[str] = OVER_REFUSAL,
+    utility: Sequence[str] = UTILITY,
+) -> Path:
+    """Fine-tune with a protected region, and measure safety before and after; finished steps are left as they are.
+
+    Args:
+        out: Folder of the run; the checkpoint is `out/finetune/model`.
+        model: As for `open_model`.
+        data: As for `finetune`; none of its prompts may be measured on.
+        protect: Located on `model`; its weights stay as they are.
+        patch: Applied before anything else, such as one from `harden`; the region is carried over.
+        settings: As for `finetune`.
+        safety: As for `demo`.
+        overrefusal: As for `demo`.
+        utility: As for `demo`.
+
+    Returns:
+        The report, one HTML file.
+
+    Raises:
+        BallastError: As the steps raise it.
+    """
+    folder, rows, chosen = Path(out), as_prompt_set(data), settings or FinetuneSettings()
+    sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
+    require_disjoint([rows], sets.values())
+    lm = open_model(model)
+    if protect:
+        protect.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})
+    if patch:
+        patch.apply(lm.model)
+        protect = carried(protect, lm) if protect else None
+    run = RunDirectory.open(
+        folder,
+        "finetune_and_measure",
+        dataclasses.asdict(chosen),
+        {
+            "model": lm.identity(),
+            "region": protect.region_id if protect else None,
+            "prompt_sets": {name: prompts.identity() for name, prompts in (sets | {rows.name: rows}).items()},
+        },
+    )
+    measured = partial(measure, safety=safety, overrefusal=overrefusal, utility=utility)
+    if not run.is_done("measure before"):
+        with run.step("measure before"):
+            measured(lm, out=folder / "before")
+    if not run.is_done("finetune"):
+        with run.step("finetune"):
+            if protect:
+                write_json(folder / "region.json", protect.summary())
+            finetune(lm, rows, protect=protect, out=folder / "finetune", settings=chosen)
+    del lm
+    if not run.is_done("measure after"):
+        with run.step("measure after"):
+            measured(open_model(folder / "finetune" / "model"), out=folder / "after")
     if not run.is_done("compare"):
         with run.step("compare"):
             compare(folder / "before", folder / "after", out=folder)

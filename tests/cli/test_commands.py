@@ -138,3 +138,31 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("BALLAST_DATA", str(tmp_path))
     assert list(value(capsys, "sets")) == ["mine"]
     assert {row["name"] for row in value(capsys, "methods")} >= {"esi", "snip", "gradient", "magnitude", "random"}
+
+
+def test_finetune(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that was patched before; the region was located on it without the patch."""
+    task = make_prompts(tmp_path / "task.jsonl", "add", 6, response="four")
+    harmless = make_prompts(tmp_path / "good.jsonl", "bake", 3)
+    answers = make_prompts(tmp_path / "answers.jsonl", "say", 3, response="the kettle")
+    printed(capsys, "locate", checkpoint, "--method", "magnitude", "--prompts", prompts, "--out", tmp_path / "region")
+    region = tmp_path / "region" / "region.safetensors"
+    hardened = open_model(checkpoint)
+    with torch.no_grad():
+        hardened.model.get_parameter(next(iter(Region.load(region).indices))).view(-1)[:50] += 1
+    patch = Patch.between(open_model(checkpoint).model, hardened.model, base=Origin(source="tiny", name="tiny"))
+    patch.save(tmp_path / "patch.safetensors")
+    sets = ["--safety", prompts, "--overrefusal", harmless, "--utility", answers]
+    call = ["finetune", checkpoint, "--data", task, "--steps", "3", "--learning-rate", "0.01", *sets]
+    protected = [*call, "--protect", region, "--patch", tmp_path / "patch.safetensors", "--out", tmp_path / "run"]
+    shown = value(capsys, *protected)
+    after = open_model(shown["checkpoint"])
+    for name, index in Region.load(region).indices.items():
+        old, new = (lm.model.get_parameter(name).detach().flatten() for lm in (hardened, after))
+        assert torch.equal(old[index.long()], new[index.long()])
+        assert not torch.equal(old, new)
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"before", "after", "comparison.json", "region.json", "report.html"} <= written
+    assert value(capsys, *protected) == shown
+    free = value(capsys, *call, "--unprotected", "--out", tmp_path / "free")
+    assert weights(Path(free["checkpoint"])) != weights(Path(shown["checkpoint"]))

@@ -1,4 +1,4 @@
-"""`ballast harden`, and the main job in one command, `demo`."""
+"""`ballast harden`, `ballast finetune`, and the main job in one command, `demo`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Model, Out, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Dtype, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
 from ballast.cli.output import show
+from ballast.errors import UsageError
+from ballast.patches import Patch
+from ballast.pipeline import OVER_REFUSAL, SAFETY, UTILITY
 from ballast.regions import Region
 from ballast.runs import RunDirectory, read_json
-from ballast.tune import HardenSettings
+from ballast.tune import FinetuneSettings, HardenSettings
 from ballast.tune import harden as harden_model
 from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
 
@@ -66,6 +69,52 @@ def harden(
         f"Step {record['chosen_step']} was kept: {record['reason']}.\n"
         f"{info['entries']:,} weights tuned; written to {out / 'patch.safetensors'}",
     )
+
+
+def finetune(
+    model: Model,
+    data: Annotated[str, typer.Option(help="Prompts with responses: a file or the name of a set.")],
+    out: Out,
+    protect: Annotated[Path | None, typer.Option(help="Region file whose weights stay as they are.")] = None,
+    patch: PatchFile = None,
+    unprotected: Annotated[bool, typer.Option("--unprotected", help="Train everything, for comparison.")] = False,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = FinetuneSettings.steps,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = FinetuneSettings.learning_rate,
+    batch_size: Annotated[int, typer.Option(help="Rows of one step.")] = FinetuneSettings.batch_size,
+    micro_batch: Annotated[int, typer.Option(help="Rows per backward pass.")] = FinetuneSettings.micro_batch,
+    max_length: Annotated[int, typer.Option(help="Tokens after which a row is cut.")] = FinetuneSettings.max_length,
+    safety: Annotated[list[str] | None, typer.Option(help="Harmful prompts to measure on; repeat.")] = None,
+    overrefusal: Annotated[list[str] | None, typer.Option(help="Harmless prompts to measure on; repeat.")] = None,
+    utility: Annotated[list[str] | None, typer.Option(help="Responses or choices to measure on; repeat.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Fine-tune on your own data while a region keeps its bits; safety is measured before and after."""
+    if (protect is None) != unprotected:
+        raise UsageError("Give --protect REGION, or --unprotected to train every weight.")
+    settings = FinetuneSettings(
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        max_length=max_length,
+        seed=seed,
+    )
+    region = Region.load(protect) if protect else None
+    changed = Patch.load(patch) if patch else None
+    page = pipeline.finetune_and_measure(
+        out,
+        model,
+        data,
+        protect=region,
+        patch=changed,
+        settings=settings,
+        safety=safety or SAFETY,
+        overrefusal=overrefusal or OVER_REFUSAL,
+        utility=utility or UTILITY,
+    )
+    checkpoint = out / "finetune" / "model"
+    kept = f"{len(region):,} weights kept their bits. " if region else ""
+    show({"checkpoint": str(checkpoint), "report": str(page)}, (), f"{kept}Checkpoint: {checkpoint}\nReport: {page}")
 
 
 def demo(

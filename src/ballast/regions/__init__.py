@@ -1,5 +1,6 @@
 """Sets of weights: exact selection, the Region file, set algebra, overlap with its chance level, and planted truth."""
 
+from ballast.regions.carried import carried
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import PairOverlap, overlap
 from ballast.regions.planted import neuron_group, random_mask, whole_parameters
@@ -27,6 +28,7 @@ __all__ = [
     "UnitRecovery",
     "Units",
     "at_planted_size",
+    "carried",
     "exact_fraction",
     "exact_threshold",
     "neuron_group",
