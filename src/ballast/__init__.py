@@ -9,7 +9,7 @@ from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
 from ballast.regions import Refinement, Region, overlap, refine
 from ballast.report import write_report
-from ballast.tune import FinetuneSettings, HardenSettings, SafetyPreserving, finetune, harden
+from ballast.tune import FinetuneSettings, HardenSettings, SafetyPreserving, finetune, harden, merge_protected
 
 __all__ = [
     "METHODS",
@@ -34,6 +34,7 @@ __all__ = [
     "locate",
     "locate_all",
     "measure",
+    "merge_protected",
     "open_model",
     "overlap",
     "refine",

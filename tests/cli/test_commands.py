@@ -133,6 +133,15 @@ def test_patch(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert weights(reverted) == weights(checkpoint)
 
 
+def test_merge(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapted(tiny_lm(), tmp_path / "adapter")
+    printed(capsys, "locate", checkpoint, "--method", "magnitude", "--prompts", prompts, "--out", tmp_path / "region")
+    call = ["merge", checkpoint, tmp_path / "adapter", "--protect", tmp_path / "region" / "region.safetensors"]
+    found = value(capsys, *call, "--out", tmp_path / "merged")
+    assert 0 < found["kept"] <= found["protected"]
+    assert weights(tmp_path / "merged") != weights(checkpoint)
+
+
 def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_prompts(tmp_path / "mine.jsonl", "make", 1)
     monkeypatch.setenv("BALLAST_DATA", str(tmp_path))

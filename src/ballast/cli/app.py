@@ -11,7 +11,7 @@ from ballast.cli.evaluate import compare, measure, report
 from ballast.cli.locate import locate, methods, overlap, sets
 from ballast.cli.output import state
 from ballast.cli.patch import patch_app
-from ballast.cli.tune import demo, finetune, harden
+from ballast.cli.tune import demo, finetune, harden, merge
 
 app = typer.Typer(
     help="Find the weights that keep a language model safe; tune, patch and measure the model.",
@@ -32,6 +32,6 @@ def _options(
     transformers.utils.logging.disable_progress_bar()
 
 
-for verb in (measure, locate, methods, sets, overlap, harden, finetune, compare, report, demo):
+for verb in (measure, locate, methods, sets, overlap, harden, finetune, merge, compare, report, demo):
     app.command()(verb)
 app.add_typer(patch_app, name="patch")

@@ -13,10 +13,11 @@ from ballast.cli.options import Dtype, Model, Out, PatchFile, Pickle, RemoteCode
 from ballast.cli.output import show
 from ballast.errors import UsageError
 from ballast.patches import Patch
+from ballast.patches.export import export
 from ballast.pipeline import OVER_REFUSAL, SAFETY, UTILITY
 from ballast.regions import Region
 from ballast.runs import RunDirectory, read_json
-from ballast.tune import FinetuneSettings, HardenSettings
+from ballast.tune import FinetuneSettings, HardenSettings, merge_protected
 from ballast.tune import harden as harden_model
 from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
 
@@ -115,6 +116,28 @@ def finetune(
     checkpoint = out / "finetune" / "model"
     kept = f"{len(region):,} weights kept their bits. " if region else ""
     show({"checkpoint": str(checkpoint), "report": str(page)}, (), f"{kept}Checkpoint: {checkpoint}\nReport: {page}")
+
+
+def merge(
+    model: Model,
+    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter that PEFT saved.")],
+    protect: Annotated[Path, typer.Option(help="Region file whose weights stay as they are.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must be new or empty.")],
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Merge a LoRA adapter into a model while a region keeps its bits; writes a plain checkpoint."""
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    region = Region.load(protect)
+    kept = merge_protected(lm, adapter, region)
+    export(lm, None, out)
+    show(
+        {"checkpoint": str(out), "kept": kept, "protected": len(region)},
+        (),
+        f"{kept:,} of {len(region):,} protected weights would have changed and did not. Checkpoint: {out}",
+    )
 
 
 def demo(

@@ -51,7 +51,7 @@ class Protection:
         if not own:
             raise ProtectionError(
                 "The optimizer trains no weight matrix that holds protected weights, so nothing would be protected; "
-                "with an adapter, protect where it is merged (ballast.merge_protected)."
+                "with an adapter, protect where it is merged (ballast.merge_protected or `ballast merge`)."
             )
         return inner.register_step_post_hook(lambda *_: self.restore(own))
 
@@ -62,23 +62,30 @@ class Protection:
             self._parameters[name].view(-1)[self._indices[name]] = self._values[name]
         self.restored += 1
 
+    def changed(self) -> int:
+        """How many protected weights have other bits than those that were remembered."""
+        return sum(self._differing().values())
+
     def verify(self) -> None:
-        """Make sure that every protected weight has the bits that were remembered.
+        """Make sure that none has.
 
         Raises:
-            ProtectionError: One has not.
+            ProtectionError: One has.
         """
-        changed = {name: count for name in self._values if (count := self._changed(name))}
-        if changed:
+        if differing := self._differing():
             raise ProtectionError(
-                f"{sum(changed.values())} protected weights changed ({min(changed)}); something trains them outside of "
-                "the optimizer that was given."
+                f"{sum(differing.values())} protected weights changed ({min(differing)}); something trains them "
+                "outside of the optimizer that was given."
             )
 
-    def _changed(self, name: str) -> int:
-        now, then = self._gathered(self._parameters[name], name), self._values[name]
-        bits = BITS[then.element_size()]
-        return int((now.view(bits) != then.view(bits)).sum())
+    def _differing(self) -> dict[str, int]:
+        found = {}
+        for name, then in self._values.items():
+            bits = BITS[then.element_size()]
+            now = self._gathered(self._parameters[name], name)
+            if count := int((now.view(bits) != then.view(bits)).sum()):
+                found[name] = count
+        return found
 
     def _gathered(self, parameter: Parameter, name: str) -> torch.Tensor:
         return parameter.detach().reshape(-1).index_select(0, self._indices[name])
