@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ballast.errors import RegionError, UsageError
 from ballast.regions.arrays import Indices, index_type
+from ballast.regions.formed import Formed
 from ballast.regions.layout import Layout, PartLike, TensorLayout, layout_of
 from ballast.regions.rows import top_of_rows
 from ballast.regions.threshold import CHUNK, Direction, Threshold, chunks_of, exact_threshold
@@ -134,14 +135,15 @@ def select_top(
     found = _Found(direction)
     open_to = _within(layout, layers)
     if scope == "global":
-        given = scores if layers is None else {name: scores[name] for name in open_to}
+        given = scores if layers is None else Formed(open_to, scores.__getitem__)
         found.take("all", given, list(open_to), requested, strict=True)
     elif exact is not None and scope == "per_row":
         for name, tensor_layout in open_to.items():
             found.take_rows(name, scores[name], tensor_layout, exact)
     elif exact is not None:
         for label, unit, expert in _units(scores, open_to, scope):
-            size = sum(values.numel() for values in unit.values())
+            matrices = 1 if expert is None else expert[0].matrices
+            size = sum(open_to[name].numel for name in unit) // matrices
             found.take(label, unit, list(unit), math.floor(exact * size), expert=expert)
 
     indices = {name: torch.from_numpy(np.sort(np.concatenate(found.pieces[name]))) for name in sorted(found.pieces)}
@@ -211,7 +213,7 @@ _Expert = tuple[TensorLayout, int] | None  # the one matrix of a stack of expert
 
 def _units(
     scores: Mapping[str, torch.Tensor], layout: Layout, scope: Scope
-) -> Iterator[tuple[str, dict[str, torch.Tensor], _Expert]]:
+) -> Iterator[tuple[str, Mapping[str, torch.Tensor], _Expert]]:
     """Split the scores into the units that are ranked apart: (label, scores of the unit, expert)."""
     if scope == "per_layer":
         layers: dict[int | None, list[str]] = defaultdict(list)
@@ -219,7 +221,7 @@ def _units(
             layers[tensor.layer].append(name)
         for layer in sorted(layers, key=lambda layer: math.inf if layer is None else layer):
             label = "outside of the layers" if layer is None else f"layer {layer}"
-            yield label, {name: scores[name] for name in layers[layer]}, None
+            yield label, Formed(layers[layer], scores.__getitem__), None
         return
     for name, tensor in layout.items():
         values = scores[name]
