@@ -97,6 +97,18 @@ def test_locate_leaves_out_what_utility_needs(
     assert (filled["actual"], filled["refinement"]["removed"]) == (refined["eligible"] // 10, removed)
 
 
+def test_locate_streams(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out, more in (("memory", ()), ("streamed", ("--stream",))):
+        options = ("--prompts", prompts, "--method", "wanda", "--fraction", "0.1", *more)
+        printed(capsys, "locate", checkpoint, *options, "--out", tmp_path / out)
+    written = [(tmp_path / out / "region.safetensors").read_bytes() for out in ("memory", "streamed")]
+    assert written[0] == written[1]
+    with pytest.raises(SystemExit) as stopped:
+        main(["locate", str(checkpoint), "--prompts", str(prompts), "--stream", "--out", str(tmp_path / "esi")])
+    assert stopped.value.code == 1
+    assert "open it without" in capsys.readouterr().err
+
+
 def test_locate_compares_with_a_base_and_an_adapter(
     checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

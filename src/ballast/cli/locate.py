@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Limit, Model, Out, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Dtype, Limit, Model, Out, Pickle, RemoteCode, Revision, Seed, Stream, opened
 from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.locate import METHODS, get_method
@@ -60,6 +60,7 @@ def locate(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
+    stream: Stream = False,
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods and exit.", is_eager=True, callback=_listed)
     ] = False,
@@ -72,7 +73,7 @@ def locate(
     if utility_fraction is None:
         utility_fraction = 0.04 if chosen.granularity == "weight" else fraction
     ranked, within = _scope(scope), _layers(layers)
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None, stream)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
     utility_sets = {name: answered(load_prompts(name, limit=limit, seed=seed)) for name in utility or []}
     settings = {

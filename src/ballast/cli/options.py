@@ -18,15 +18,30 @@ Limit = Annotated[int | None, typer.Option(help="At most this many prompts of ea
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 PatchFile = Annotated[Path | None, typer.Option("--patch", help="Patch to apply in memory first.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Read layer by layer from the files: for a model that does not fit."),
+]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept pickled weights, which can run code.")]
 
 
 def opened(
-    model: str, dtype: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool, patch: Path | None
+    model: str,
+    dtype: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    patch: Path | None,
+    stream: bool = False,
 ) -> LanguageModel:
     """The model of a command, with a patch applied if one is given."""
     lm = open_model(
-        model, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        model,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        stream=stream,
     )
     if patch:
         Patch.load(patch).apply(lm.model)

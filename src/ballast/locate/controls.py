@@ -10,7 +10,9 @@ import torch
 from ballast.locate.engine import eligible_parameters
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
+from ballast.locate.weights import scores_by_part
 from ballast.models.fingerprint import seed_of
+from ballast.models.parts import Part
 from ballast.models.sigma import scale_by_sigma
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity
@@ -68,11 +70,13 @@ class Sigma:
 
     def score(self, task: Task) -> Found:
         """Score every eligible weight by the standard deviation of its matrix, per expert."""
-        scores = {}
-        for name, value in eligible_parameters(task.lm).items():
-            scores[name] = torch.ones(value.shape, device=value.device)
-            scale_by_sigma(task.lm.parts.by_name(name), value, scores[name])
-        return Found(scores)
+
+        def score(part: Part) -> torch.Tensor:
+            scores = torch.ones(part.shape, device=task.lm.device)
+            scale_by_sigma(part, task.lm.weight(part.name), scores)
+            return scores
+
+        return Found(scores_by_part(task.lm, score))
 
 
 @register("magnitude")
@@ -88,7 +92,7 @@ class Magnitude:
 
     def score(self, task: Task) -> Found:
         """Score every eligible weight by its absolute value."""
-        return Found({name: value.detach().float().abs() for name, value in eligible_parameters(task.lm).items()})
+        return Found(scores_by_part(task.lm, lambda part: task.lm.weight(part.name).float().abs()))
 
 
 @register("random")
@@ -104,8 +108,9 @@ class Random:
 
     def score(self, task: Task) -> Found:
         """Draw a score for every eligible weight; the same seed draws the same scores on any machine."""
-        scores = {}
-        for name, value in eligible_parameters(task.lm).items():
-            generator = torch.Generator().manual_seed(seed_of(task.seed, name))
-            scores[name] = 1 - torch.rand(value.shape, generator=generator)  # in (0, 1]: a score of 0 is never selected
-        return Found(scores)
+
+        def score(part: Part) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(seed_of(task.seed, part.name))
+            return 1 - torch.rand(part.shape, generator=generator)  # in (0, 1]: a score of 0 is never selected
+
+        return Found(scores_by_part(task.lm, score))

@@ -33,6 +33,7 @@ from ballast.locate.row_gradients import added_row_gradients, differentiable_inp
 from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.likelihood import response_log_probabilities
+from ballast.models.streaming import require_in_memory
 from ballast.progress import track
 from ballast.prompts.batches import collate
 from ballast.prompts.chat import Rendered
@@ -60,14 +61,25 @@ Loss = Callable[[LanguageModel, Sequence[AnyRow]], torch.Tensor]
 
 
 def eligible_parameters(lm: LanguageModel) -> dict[str, Parameter]:
-    """The parameters that can be part of a region, by name; at least one."""
+    """The parameters that can be part of a region, by name; at least one.
+
+    Raises:
+        ModelError: The model is streamed, so there are none in memory; `scores_by_part` does without.
+    """
     eligible = {part.name for part in lm.parts.eligible()}
-    return {name: parameter for name, parameter in lm.model.named_parameters() if name in eligible}
+    found = {name: parameter for name, parameter in lm.model.named_parameters() if name in eligible}
+    require_in_memory(found.values())
+    return found
 
 
 @contextmanager
 def only_trainable(model: PreTrainedModel, names: set[str]) -> Iterator[None]:
-    """Ask autograd for the gradients of `names` alone inside the block."""
+    """Ask autograd for the gradients of `names` alone inside the block.
+
+    Raises:
+        ModelError: The model is streamed.
+    """
+    require_in_memory(model.parameters())
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         for name, parameter in model.named_parameters():

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 
 from ballast.errors import NumericalError, PromptError, UsageError
-from ballast.locate.engine import eligible_parameters
 from ballast.locate.last_states import last_states
 from ballast.locate.registry import Found, Task, register
+from ballast.locate.weights import scores_by_part
 from ballast.models.parts import Part
 from ballast.models.tree import block_modules
 from ballast.prompts import load_prompts
@@ -68,9 +68,7 @@ class RefusalDirection:
             )
         candidates = separations[: math.ceil(4 * layers / 5)]  # behind the others it is about the next token (paper)
         layer = int(candidates.argmax()) if self.layer is None else self.layer
-        scores = {}
-        for name, weight in eligible_parameters(task.lm).items():
-            scores[name] = written_along(directions[layer], weight.detach(), task.lm.parts.by_name(name))
+        scores = scores_by_part(task.lm, lambda part: written_along(directions[layer], task.lm.weight(part.name), part))
         notes: dict[str, Any] = {
             "prompts_used": len(task.prompts),
             "harmless_used": len(harmless),

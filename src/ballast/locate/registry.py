@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -92,7 +92,7 @@ class Found:
         notes: Counts and facts that belong into the record, such as prompts used and dropped.
     """
 
-    scores: dict[str, torch.Tensor]
+    scores: Mapping[str, torch.Tensor]
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

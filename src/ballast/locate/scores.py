@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,7 +26,7 @@ from ballast.regions import (
     Skipped,
     select_top,
 )
-from ballast.regions.refine import Outside
+from ballast.regions.refine import outside_of
 from ballast.regions.selection import DEFAULT_FRACTION, Scope
 from ballast.regions.threshold import Direction
 from ballast.regions.unit_selection import UnitScope
@@ -87,7 +87,6 @@ class Scores(ABC):
         self, names: Iterable[str], scored: Collection[str], outside: Region | None, **more: Any
     ) -> RegionMetadata:
         """The record of a region with weights in the parameters `names` out of those that were `scored`."""
-        parameters = dict(self.lm.model.named_parameters())
         rows = [*self.lm.parts.coverage(scored)]
         return RegionMetadata(
             method=self.method,
@@ -97,7 +96,7 @@ class Scores(ABC):
                 source=self.lm.source,
                 name=self.lm.name,
                 revision=self.lm.revision,
-                fingerprints={name: tensor_fingerprint(parameters[name]) for name in names},
+                fingerprints={name: tensor_fingerprint(self.lm.weight(name)) for name in names},
             ),
             prompts=PromptSource(name=self.prompts.name, hash=self.prompts.hash, n=len(self.prompts)),
             coverage=Coverage(
@@ -125,10 +124,11 @@ class WeightScores(Scores):
     """Scores of single weights.
 
     Attributes:
-        values: fp32 scores, non-negative, in the shape of each eligible parameter, by parameter name.
+        values: fp32 scores, non-negative, in the shape of each eligible parameter, by parameter name; those of a
+            streamed model are formed each time they are asked for.
     """
 
-    values: dict[str, torch.Tensor]
+    values: Mapping[str, torch.Tensor]
 
     def select(
         self,
@@ -145,7 +145,7 @@ class WeightScores(Scores):
         if scope == "per_kind":
             raise UsageError("Weights are not ranked per kind; use the scope global, per_layer, per_tensor or per_row.")
         found = select_top(
-            self.values if outside is None else Outside(self.values, outside),
+            self.values if outside is None else outside_of(self.values, outside),
             DEFAULT_FRACTION if fraction is None else fraction,
             scope=scope or "global",
             parts=self.lm.parts,

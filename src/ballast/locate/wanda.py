@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ballast.errors import UsageError
-from ballast.locate.engine import eligible_parameters
 from ballast.locate.inputs import Inputs, Reader
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
 from ballast.locate.rows import WeightedRow
+from ballast.locate.weights import scores_by_part
 from ballast.models.parts import Part
 from ballast.prompts.batches import TokenBatch
 from ballast.prompts.refusals import REFUSALS
@@ -56,10 +56,11 @@ class Wanda:
         """Score every eligible weight; experts that no counted token reached score 0 and are named."""
         rows = refusal_rows(task.lm, task.prompts, self.refusals)
         squares = self._squares(task, rows)
-        scores = {}
-        for name, weight in eligible_parameters(task.lm).items():
-            norms = (squares[name] / len(rows)).sqrt()  # (in,) or (experts, in)
-            scores[name] = weight.detach().float().abs().mul_(_along_inputs(task.lm.parts.by_name(name), norms))
+        norms = {name: (sums / len(rows)).sqrt() for name, sums in squares.items()}  # (in,) or (experts, in)
+
+        def score(part: Part) -> torch.Tensor:
+            return task.lm.weight(part.name).float().abs().mul_(_along_inputs(part, norms[part.name]))
+
         unread = [
             f"{name}[{expert}]"
             for name, sums in squares.items()
@@ -67,7 +68,7 @@ class Wanda:
             for expert in (sums.amax(dim=1) == 0).nonzero().flatten().tolist()
         ]
         notes: dict[str, Any] = {"prompts_used": len(task.prompts), "rows": len(rows)}
-        return Found(scores, notes | ({"unread_experts": unread} if unread else {}))
+        return Found(scores_by_part(task.lm, score), notes | ({"unread_experts": unread} if unread else {}))
 
     def _squares(self, task: Task, rows: list[WeightedRow]) -> dict[str, torch.Tensor]:
         """Sums of squared inputs at the counted positions, fp32 (in,) or (experts, in) by parameter name."""

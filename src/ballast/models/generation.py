@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from ballast.models.fingerprint import seed_of
 from ballast.models.language_model import LanguageModel
+from ballast.models.streaming import require_in_memory
 
 LARGEST_BATCH = 64
 MEMORY_SHARE = 0.25  # of the free memory, for the key-value cache and the logits of one batch
@@ -56,6 +57,7 @@ def answer_batch(
         max_new_tokens: Tokens after which an answer is cut.
         sample_seed: None for greedy answers; else answers are drawn from exactly the model's distribution.
     """
+    require_in_memory(lm.model.parameters())  # else every token would read the whole model
     try:
         return _answer(lm, prompts, max_new_tokens, sample_seed)
     except (torch.OutOfMemoryError, MemoryError):

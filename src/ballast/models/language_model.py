@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ class LanguageModel:
         source: What the user asked for: `smollm2`, a hub id or a path.
         revision: The hub revision that was asked for, if any.
         files: The local weight files it was read from; empty if they are not known.
+        stored: Weights that are read from files when asked for, by parameter name; empty unless the model is streamed.
     """
 
     model: PreTrainedModel
@@ -31,6 +33,7 @@ class LanguageModel:
     source: str
     revision: str | None = None
     files: tuple[Path, ...] = field(default=(), repr=False)
+    stored: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -59,6 +62,14 @@ class LanguageModel:
         """Every parameter with its layer, role and orientation."""
         return part_map(self.model)
 
+    def weight(self, name: str) -> torch.Tensor:
+        """The values of a parameter, without gradient; read from its file if the model is streamed.
+
+        Args:
+            name: As in `model.named_parameters()`.
+        """
+        return self.stored.get(name, self.model.get_parameter(name)).detach()
+
     def __post_init__(self) -> None:
         """Note the state of the weights, so that a later change is seen."""
         self._opened_as = self._versions()
@@ -73,8 +84,8 @@ class LanguageModel:
         As long as they are unchanged since they were opened, the values are remembered by the stamps of the files.
         """
         if self._versions() == self._opened_as:
-            return cached_fingerprints(self.model, self.files)
-        return fingerprints(self.model)
+            return cached_fingerprints(self.model, self.files, self.stored)
+        return fingerprints(self.model, self.stored)
 
     def identity(self) -> dict[str, Any]:
         """What a manifest records of the model: source, revision, class, dtype, size and fingerprint."""

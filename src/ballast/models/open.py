@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ballast.errors import ModelError
 from ballast.models.embedded import EMBEDDED, embedded_checkpoint
 from ballast.models.language_model import LanguageModel
+from ballast.models.streaming import open_streamed
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 UNREADABLE = (  # what transformers raises for a checkpoint that is missing, damaged or not what it claims to be
@@ -39,6 +41,7 @@ def open_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    stream: bool = False,
 ) -> LanguageModel:
     """Open a causal language model.
 
@@ -50,6 +53,8 @@ def open_model(
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run Python code that comes with the checkpoint. It can do anything; off by default.
         allow_pickle: Accept pickled weights (`.bin`, `.pt`). Loading them can run code; off by default.
+        stream: Keep the decoder blocks in their safetensors files and read each one when it runs, for a model that does
+            not fit into memory. Such a model can be scored by methods that need no gradients, and nothing else.
 
     Raises:
         ModelError: The model is not there, is incomplete or damaged, or needs a permission that was not given; the
@@ -69,26 +74,32 @@ def open_model(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=DTYPES.get(dtype, "auto") if isinstance(dtype, str) else dtype,
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            **options,
+        options["dtype"] = DTYPES.get(dtype, "auto") if isinstance(dtype, str) else dtype
+        model, loading, stored = (
+            open_streamed(location, place, **options) if stream else _opened(location, place, allow_pickle, options)
         )
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"Cannot open the model {source}: {reason}") from error
-    model: PreTrainedModel = opened[0]
-    loading: dict[str, Any] = opened[1]
     if loading["missing_keys"]:
         named = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(
             f"The checkpoint {source} lacks {len(loading['missing_keys'])} tensors ({named}); get it again."
         )
-    torch.nn.Module.to(model, place).eval()  # the model's own `to` has no types
     model.generation_config.max_length = None  # a checkpoint's own limit would cut our answers
-    return LanguageModel(model, tokenizer, str(source), revision, files)
+    return LanguageModel(model, tokenizer, str(source), revision, files, stored)
+
+
+def _opened(
+    location: str, place: torch.device, allow_pickle: bool, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any], Mapping[str, torch.Tensor]]:
+    """The whole model in memory, what transformers says of the loading, and no weights in files."""
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        location, use_safetensors=None if allow_pickle else True, output_loading_info=True, **options
+    )
+    model: PreTrainedModel = opened[0]
+    torch.nn.Module.to(model, place)  # the model's own `to` has no types
+    return model, opened[1], {}
 
 
 def _usable(device: str | torch.device) -> torch.device:

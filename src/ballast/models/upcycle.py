@@ -14,6 +14,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from ballast.errors import ModelError
 from ballast.models.language_model import LanguageModel
+from ballast.models.streaming import require_in_memory
 
 SHARED_SETTINGS = (
     "vocab_size",
@@ -50,10 +51,11 @@ def upcycled(lm: LanguageModel, experts: int = 4, per_token: int = 2, seed: int 
         seed: Of the router's weights.
 
     Raises:
-        ModelError: The model is of another kind.
+        ModelError: The model is of another kind, or streamed.
     """
     config: Any = lm.model.config
     dense = dict(lm.model.named_parameters())
+    require_in_memory(dense.values())
     if config.model_type not in ("llama", "mistral") or any(name.endswith("bias") for name in dense):
         raise ModelError(f"{lm.name} is no dense Llama or Mistral model without biases; upcycle one that is.")
     shared = {name: getattr(config, name) for name in SHARED_SETTINGS}

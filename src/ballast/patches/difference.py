@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ballast.errors import PatchError
+from ballast.models.streaming import require_in_memory
 from ballast.patches.entries import LARGEST_INDEX, Entries, bits
 
 
@@ -52,7 +53,9 @@ def differing_entries(base: torch.nn.Module, changed: torch.nn.Module) -> dict[s
 
     Raises:
         PatchError: Names, shapes or dtypes differ, or nothing does.
+        ModelError: A model is streamed.
     """
+    require_in_memory([*base.parameters(), *changed.parameters()])
     before, after = dict(base.named_parameters()), dict(changed.named_parameters())
     alone = sorted(before.keys() ^ after.keys())
     if alone:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ballast.errors import PatchError, RunError
 from ballast.models import LanguageModel
+from ballast.models.streaming import require_in_memory
 from ballast.patches.patch import Patch
 
 # Settings of `generate` that do nothing unless it samples.
@@ -35,7 +36,9 @@ def export(lm: LanguageModel, patch: Patch | None, folder: Path | str) -> Path:
     Raises:
         PatchError: The folder is in use, or the patch is for another model.
         RunError: The folder cannot be written.
+        ModelError: The model is streamed.
     """
+    require_in_memory(lm.model.parameters())
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise PatchError(f"{folder} is not empty; give a new folder for the checkpoint.")

@@ -11,6 +11,7 @@ from ballast.errors import UsageError
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
 from ballast.models.sigma import scale_by_sigma
+from ballast.models.streaming import require_in_memory
 from ballast.regions.region import Region
 
 
@@ -32,9 +33,11 @@ def noisy(lm: LanguageModel, region: Region, scale: float = 0.38, seed: int = 0)
     Raises:
         UsageError: The scale is not above 0.
         RegionError: The region belongs to another model.
+        ModelError: The model is streamed.
     """
     if not scale > 0:
         raise UsageError(f"The scale of the noise is {scale}; it must be above 0.")
+    require_in_memory(lm.model.parameters())
     parameters = dict(lm.model.named_parameters())
     region.check_model(lm.fingerprints(), {name: value.shape for name, value in parameters.items()})
     before: dict[str, torch.Tensor] = {}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ballast.errors import RegionError, UsageError
+from ballast.regions.formed import Formed
 from ballast.regions.overlap import flat_counts, intersection_moments, matrix_sizes
 from ballast.regions.region import Region
 
@@ -91,21 +92,14 @@ def union_of(regions: Sequence[Region]) -> Region:
     return functools.reduce(operator.or_, regions)
 
 
-class Outside(Mapping[str, torch.Tensor]):
+def outside_of(scores: Mapping[str, torch.Tensor], region: Region) -> Mapping[str, torch.Tensor]:
     """Scores with the weights of a region set to 0, so that they are not selected; formed when asked for."""
 
-    def __init__(self, scores: Mapping[str, torch.Tensor], region: Region) -> None:
-        self.scores, self.region = scores, region
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.region.indices:
-            return self.scores[name]
-        values = self.scores[name].clone()
-        values.view(-1)[self.region.indices[name].to(values.device, torch.int64)] = 0
+    def without(name: str) -> torch.Tensor:
+        if name not in region.indices:
+            return scores[name]
+        values = scores[name].clone()
+        values.view(-1)[region.indices[name].to(values.device, torch.int64)] = 0
         return values
 
-    def __iter__(self) -> Any:
-        return iter(self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
+    return Formed(scores, without)

@@ -11,6 +11,7 @@ import torch
 from ballast.errors import UsageError
 from ballast.locate.engine import only_trainable
 from ballast.models import LanguageModel
+from ballast.models.streaming import require_in_memory
 from ballast.progress import track
 from ballast.regions import Region
 from ballast.tune.curriculum import Curriculum
@@ -51,6 +52,7 @@ def taught(
     Raises:
         RegionError: The region selects from parameters that the model does not have.
         NumericalError: The loss is not finite.
+        ModelError: The model is streamed.
         UsageError: The rank does not fit a matrix, or the region is not made of whole parameters.
     """
     shapes = {name: value.shape for name, value in lm.model.named_parameters()}
@@ -58,6 +60,7 @@ def taught(
     parameters = {name: lm.model.get_parameter(name) for name in region.indices}
     if rank is not None and len(region) < sum(value.numel() for value in parameters.values()):
         raise UsageError("A low-rank change reaches whole parameters; plant whole parameters or leave out the rank.")
+    require_in_memory(parameters.values())
     before = {name: value.detach().clone() for name, value in parameters.items()}
     optimizer = (
         SparseAdamW(parameters, region.indices, lr=settings.learning_rate, weight_decay=settings.weight_decay)

@@ -75,8 +75,8 @@ def _reader(lm: LanguageModel, group: UnitGroup) -> Part | None:
 
 def _matrix(lm: LanguageModel, part: Part, expert: int | None) -> torch.Tensor:
     """One weight matrix, (out, in) fp32."""
-    stored = lm.model.get_parameter(part.name).detach()
-    matrix = precise(stored if expert is None else stored[expert])
+    weight = lm.weight(part.name)
+    matrix = precise(weight if expert is None else weight[expert])
     return matrix if part.orientation == "out_in" else matrix.T
 
 

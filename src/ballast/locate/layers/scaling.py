@@ -60,11 +60,12 @@ def _without_bias(factor: float, module: nn.Module, _: Any, output: torch.Tensor
 
 
 def _scale_during_calls(module: nn.Module, names: Sequence[str], factor: float, undo: ExitStack) -> None:
-    own = {name: module.get_parameter(name) for name in names}
+    own: dict[str, nn.Parameter] = {}
 
     def before(*_: Any) -> None:
-        for name, value in own.items():
-            module.register_parameter(name, nn.Parameter(value.detach() * factor, requires_grad=False))
+        for name in names:
+            own[name] = module.get_parameter(name)  # those of a streamed model are there during the call only
+            module.register_parameter(name, nn.Parameter(own[name].detach() * factor, requires_grad=False))
 
     def after(*_: Any) -> None:
         for name, value in own.items():
