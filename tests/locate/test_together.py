@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 
 from ballast.errors import NumericalError, PromptError, UsageError
 from ballast.locate import METHODS, Scores, engine, inputs, locate, locate_all, together
+from ballast.locate.inputs import Reader
 from ballast.locate.neurons import Neurons
 from ballast.locate.registry import Task
 from ballast.locate.together import SharedPasses
 from ballast.locate.unit_scores import UnitScores
 from ballast.locate.wanda import Wanda
 from ballast.models import LanguageModel
-from tests.worlds import REFUSALS, REQUESTS, assert_close, prompt_set, same_bits, tiny_lm
+from tests.worlds import REFUSALS, REQUESTS, assert_close, prompt_set, same_bits, tiny_lm, weighted_rows
 
 torch.set_num_threads(1)
 
@@ -136,3 +138,21 @@ def test_names() -> None:
     with pytest.raises(UsageError, match="There is no method to locate with"):
         locate_all(tiny_lm(), PROMPTS, [])
     assert set(SHARING) <= METHODS.keys()
+
+
+def test_methods_use_the_model_one_at_a_time() -> None:
+    """Else two with hooks on the model would see each other's passes, and a streamed block would go in between."""
+    lm = tiny_lm()
+    shared, busy = SharedPasses(), list[str]()
+    reader = Reader(lambda batch: batch.attention_mask.float(), lambda *_: None)
+
+    def job(label: str) -> str:
+        for _ in range(2):
+            busy.append(label)
+            time.sleep(0.05)
+            assert busy == [label]
+            busy.clear()
+            shared.inputs(Task(lm, PROMPTS), weighted_rows(lm), reader)
+        return label
+
+    assert shared.run([partial(job, label) for label in "abc"]) == ["a", "b", "c"]

@@ -1,8 +1,9 @@
 """Several methods over the same prompts in one go: passes over the same rows are made once.
 
-Each method runs in a thread of its own and stops where it asks for a pass. When all that still run have stopped, their
-requests are served together: equal rows with the same fold of gradients are summed in one backward pass, and who reads
-inputs of these rows reads them in its forward part. So a method is written as if it were alone.
+Each method runs in a thread of its own and stops where it asks for a pass. One thread runs at a time, for methods have
+hooks on the model while they make passes of their own. When all that still run have stopped, their requests are served
+together: equal rows with the same fold of gradients are summed in one backward pass, and who reads inputs of these rows
+reads them in its forward part. So a method is written as if it were alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +47,7 @@ class SharedPasses:
 
     def __init__(self) -> None:
         self._events: SimpleQueue[Request | None] = SimpleQueue()  # None: a method has ended
+        self._turn = Lock()  # held by whoever uses the model
 
     def gradients(self, task: Task, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
         """See `Task.gradients`."""
@@ -65,18 +68,24 @@ class SharedPasses:
                 running, waiting = (running - 1, waiting) if event is None else (running, [*waiting, event])
                 if waiting and len(waiting) == running:
                     served, waiting = waiting, []
-                    serve(served)
+                    with self._turn:
+                        serve(served)
         return [result.result() for result in results]
 
     def _job(self, job: Callable[[], Any]) -> Any:
         try:
-            return job()
+            with self._turn:
+                return job()
         finally:
             self._events.put(None)
 
     def _asked(self, request: Request) -> Any:
         self._events.put(request)
-        return request.answer.result()
+        self._turn.release()
+        try:
+            return request.answer.result()
+        finally:
+            self._turn.acquire()
 
 
 def serve(requests: Sequence[Request]) -> None:
