@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ballast import Patch, harden
+from ballast import Patch, finetune, harden
 from ballast.errors import ModelError
 from ballast.locate import Method, UnitScores, WeightScores, get_method, locate, locate_all
 from ballast.locate.layers.gap_curve import Window
@@ -99,6 +99,7 @@ USES: dict[str, Callable[[LanguageModel, Path], object]] = {
     "revert": lambda lm, _: a_patch().revert(lm.model),
     "between": lambda lm, _: Patch.between(tiny_lm().model, lm.model, base=Origin(source="a", name="a", revision=None)),
     "export": lambda lm, folder: export(lm, None, folder / "exported"),
+    "finetune": lambda lm, folder: finetune(lm, PROMPTS, protect=None, out=folder / "exported"),
     "answer": lambda lm, _: answer_batch(lm, [[5, 6]], 4),
     "upcycle": lambda lm, _: upcycled(lm),
 }

@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ballast.errors import NumericalError, PromptError
 from ballast.models import LanguageModel
+from ballast.models.streaming import require_in_memory
 from ballast.patches.export import export
 from ballast.progress import track
 from ballast.prompts import PromptSet, as_prompt_set
@@ -64,9 +65,11 @@ def finetune(
     Raises:
         PromptError: A row has no response.
         RegionError: The region belongs to another model.
+        ModelError: The model is streamed.
         NumericalError: The loss is not finite; the last state before is kept.
         RunError: The folder holds another run or cannot be written.
     """
+    require_in_memory(lm.model.parameters())
     chosen, rows = settings or FinetuneSettings(), as_prompt_set(data)
     lessons = tokenized(lm, rows, chosen.max_length)
     run = RunDirectory.open(
