@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ballast import Patch, finetune, harden
+from ballast import Patch, finetune, harden, merge_protected
 from ballast.errors import ModelError
 from ballast.locate import Method, UnitScores, WeightScores, get_method, locate, locate_all
 from ballast.locate.layers.gap_curve import Window
@@ -100,6 +100,7 @@ USES: dict[str, Callable[[LanguageModel, Path], object]] = {
     "between": lambda lm, _: Patch.between(tiny_lm().model, lm.model, base=Origin(source="a", name="a", revision=None)),
     "export": lambda lm, folder: export(lm, None, folder / "exported"),
     "finetune": lambda lm, folder: finetune(lm, PROMPTS, protect=None, out=folder / "exported"),
+    "merge": lambda lm, folder: merge_protected(lm, folder, region_of(lm)),
     "answer": lambda lm, _: answer_batch(lm, [[5, 6]], 4),
     "upcycle": lambda lm, _: upcycled(lm),
 }

@@ -9,6 +9,7 @@ import torch
 from ballast.errors import ModelError
 from ballast.locate.checkpoints.adapter import read_adapter
 from ballast.models import LanguageModel
+from ballast.models.streaming import require_in_memory
 from ballast.regions import Region
 from ballast.tune.protection import Protection
 
@@ -29,9 +30,11 @@ def merge_protected(lm: LanguageModel, adapter: str | Path, region: Region) -> i
 
     Raises:
         RegionError: The region belongs to another model.
-        ModelError: The adapter cannot be read, is for another model, or changes more than projections.
+        ModelError: The adapter cannot be read, is for another model, or changes more than projections; or the model is
+            streamed.
     """
     parameters = dict(lm.model.named_parameters())
+    require_in_memory(parameters.values())
     region.check_model(lm.fingerprints(), {name: value.shape for name, value in parameters.items()})
     found = read_adapter(lm, adapter)
     if found.left_out:
