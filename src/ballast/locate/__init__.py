@@ -26,6 +26,7 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
 )
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
 from ballast.locate.scores import Scores, WeightScores
+from ballast.locate.sharded import check_sharded
 from ballast.locate.together import found_together
 from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
@@ -71,13 +72,14 @@ def locate(
         **method_settings: Settings of a method given by name, such as `samples=8`.
 
     Raises:
-        UsageError: The method or a setting is unknown.
+        UsageError: The method or a setting is unknown, or does not work on a sharded model.
         PromptError: A prompt does not fit the model.
         NumericalError: A likelihood is not finite.
     """
     chosen = get_method(method, **method_settings)
     prompt_set = as_prompt_set(prompts)
     task = Task(lm, prompt_set, seed, batch_size, Path(checkpoint) if checkpoint else None, checkpoint_seconds)
+    check_sharded(task, [chosen])
     return _scores(task, chosen, chosen.score(task))
 
 
@@ -106,13 +108,14 @@ def locate_all(
         Scores in the order of `methods`.
 
     Raises:
-        UsageError: A method is unknown, or there is none.
+        UsageError: A method is unknown, there is none, or there are several and the model is sharded.
         BallastError: As `locate` raises it; the first error of any method.
     """
     chosen = [get_method(method) for method in methods]
     if not chosen:
         raise UsageError("There is no method to locate with; name at least one.")
     task = Task(lm, as_prompt_set(prompts), seed, batch_size)
+    check_sharded(task, chosen)
     found = found_together(task, chosen)
     return [_scores(task, method, one) for method, one in zip(chosen, found, strict=True)]
 

@@ -70,7 +70,7 @@ class Sigma:
         """Score every eligible weight by the standard deviation of its matrix, per expert."""
         scores = {}
         for name, value in eligible_parameters(task.lm).items():
-            scores[name] = torch.ones(value.shape, device=value.device)
+            scores[name] = torch.ones_like(value, dtype=torch.float32)
             scale_by_sigma(task.lm.parts.by_name(name), value, scores[name])
         return Found(scores)
 

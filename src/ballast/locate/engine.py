@@ -37,6 +37,7 @@ from ballast.progress import track
 from ballast.prompts.batches import collate
 from ballast.prompts.chat import Rendered
 from ballast.runs import write_tensors
+from ballast.shards import own_part, spread_as
 
 Fold = Literal["sum", "absolute"]
 
@@ -140,7 +141,7 @@ def accumulate_loss(
     ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
     size = batch_size if fold == "sum" or tells_rows_apart(lm) else 1
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    key = _work_key(lm, ordered, fold, size)
+    key = _work_key(lm, ordered, fold, size) if checkpoint else ""
     sums, done = _resume(checkpoint, key, parameters)
     saved_at = time.monotonic()
     with _added(lm, parameters, sums, fold) as reached:
@@ -218,15 +219,14 @@ def zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
     gradients are not, and cost a tenth of the backward pass in page faults.
     """
     sizes: Counter[torch.device] = Counter()
-    for value in parameters.values():
-        sizes[value.device] += value.numel()
+    held = {name: own_part(value) for name, value in parameters.items()}
+    for part in held.values():
+        sizes[part.device] += part.numel()
     rest = {device: torch.zeros(size, dtype=torch.float32, device=device) for device, size in sizes.items()}
     sums = {}
-    for name, value in parameters.items():
-        taken, rest[value.device] = rest[value.device].split(
-            [value.numel(), rest[value.device].numel() - value.numel()]
-        )
-        sums[name] = taken.view(value.shape)
+    for name, part in held.items():
+        taken, rest[part.device] = rest[part.device].split([part.numel(), rest[part.device].numel() - part.numel()])
+        sums[name] = spread_as(parameters[name], taken.view(part.shape))
     return sums
 
 

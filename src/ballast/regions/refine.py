@@ -13,6 +13,7 @@ import torch
 from ballast.errors import RegionError, UsageError
 from ballast.regions.overlap import flat_counts, intersection_moments, matrix_sizes
 from ballast.regions.region import Region
+from ballast.shards import first_entry, own_part
 
 
 class Refinement(NamedTuple):
@@ -101,7 +102,9 @@ class Outside(Mapping[str, torch.Tensor]):
         if name not in self.region.indices:
             return self.scores[name]
         values = self.scores[name].clone()
-        values.view(-1)[self.region.indices[name].to(values.device, torch.int64)] = 0
+        own = own_part(values).view(-1)
+        places = self.region.indices[name].to(own.device, torch.int64) - first_entry(values)
+        own[places[(places >= 0) & (places < len(own))]] = 0
         return values
 
     def __iter__(self) -> Any:
