@@ -32,7 +32,7 @@ DIRECTIONS: tuple[Direction, ...] = ("top", "bottom")
 
 
 def scored(lm: LanguageModel, method: str) -> WeightScores:
-    scores = locate(lm, prompt_set("asked", REQUESTS, REFUSALS), method, batch_size=3)
+    scores = locate(lm, prompt_set("asked", REQUESTS, REFUSALS), method, batch_size=1)
     assert isinstance(scores, WeightScores)
     return scores
 
@@ -70,7 +70,7 @@ def refusals(lm: LanguageModel, folder: Path) -> list[str]:
         lambda: locate(lm, prompts, "snip"),
         lambda: locate(lm, prompts, "esi", estimator="policy_gradient"),
         lambda: locate(lm, prompts, "esi", checkpoint=folder / "state"),
-        lambda: locate_all(lm, prompts, ["esi", "gradient"]),
+        lambda: locate_all(lm, prompts, ["esi"]),
         lambda: sharded(lm),
     ]
     said = []

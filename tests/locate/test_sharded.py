@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch._C._distributed_c10d import HashStore
 
 from ballast import load_prompts, locate, open_model
 from ballast.errors import UsageError
@@ -36,7 +38,7 @@ def torchrun(processes: int, *arguments: object) -> None:
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert ended.returncode == 0, ended.stderr
 
 
 class Ended(NamedTuple):
@@ -48,7 +50,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """Two processes; and three, over which rows do not divide and an average of equal gradients would be rounded."""
+    """Two processes; and three, over which neither rows nor batches divide."""
     folder = tmp_path_factory.mktemp("processes")
     torchrun(request.param, "-m", "tests.locate.sharded_process", folder)
     return Ended(folder, [json.loads((folder / f"noted-{rank}.json").read_text()) for rank in range(request.param)])
@@ -100,6 +102,12 @@ def test_what_does_not_work_is_refused(ended: Ended) -> None:
 def test_one_process_alone_is_told_to_use_torchrun() -> None:
     with pytest.raises(UsageError, match="start the script with torchrun"):
         sharded(tiny_lm())
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(UsageError, match="There is one process"):
+            sharded(tiny_lm())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_script_of_the_page_writes_the_file_of_one_process(tmp_path: Path) -> None:

@@ -138,10 +138,9 @@ def accumulate_loss(
         RunError: The checkpoint belongs to other work.
     """
     parameters = eligible_parameters(lm)
-    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
     size = batch_size if fold == "sum" or tells_rows_apart(lm) else 1
-    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    key = _work_key(lm, ordered, fold, size) if checkpoint else ""
+    batches = batched(rows, size)
+    key = _work_key(lm, batches, fold)
     sums, done = _resume(checkpoint, key, parameters)
     saved_at = time.monotonic()
     with _added(lm, parameters, sums, fold) as reached:
@@ -207,8 +206,14 @@ def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow], readers:
     return loss
 
 
-def _work_key(lm: LanguageModel, rows: Sequence[Row], fold: Fold, size: int) -> str:
-    work = [lm.identity(), [row.work for row in rows], fold, size]
+def batched(rows: Sequence[AnyRow], size: int) -> list[list[AnyRow]]:
+    """Rows in batches of `size`, the longest first; the order of equal lengths is kept."""
+    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _work_key(lm: LanguageModel, batches: Sequence[Sequence[Row]], fold: Fold) -> str:
+    work = [lm.identity(), [[row.work for row in batch] for batch in batches], fold]
     return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 
