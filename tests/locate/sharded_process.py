@@ -64,6 +64,13 @@ def selections(spread: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
     return found
 
 
+def without_feed_forward() -> LanguageModel:
+    """A model that does not use the feed-forward part of its last block."""
+    lm = tiny_lm()
+    lm.model.model.layers[-1].mlp.forward = lambda states: states
+    return sharded(lm)
+
+
 def refusals(lm: LanguageModel, folder: Path) -> list[str]:
     prompts = prompt_set("asked", REQUESTS, REFUSALS)
     attempts: list[Callable[[], Any]] = [
@@ -72,6 +79,7 @@ def refusals(lm: LanguageModel, folder: Path) -> list[str]:
         lambda: locate(lm, prompts, "esi", checkpoint=folder / "state"),
         lambda: locate_all(lm, prompts, ["esi"]),
         lambda: sharded(lm),
+        lambda: locate(without_feed_forward(), prompts, "gradient"),
     ]
     said = []
     for attempt in attempts:

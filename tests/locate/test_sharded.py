@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch._C._distributed_c10d import HashStore
 
 from ballast import load_prompts, locate, open_model
 from ballast.errors import UsageError
@@ -91,18 +90,19 @@ def test_ties_go_to_the_first_across_processes(ended: Ended) -> None:
 
 def test_what_does_not_work_is_refused(ended: Ended) -> None:
     for noted in ended.noted:
-        snip, policy_gradient, checkpoint, several, again = noted["refused"]
+        snip, policy_gradient, checkpoint, several, again, unused = noted["refused"]
         assert "UsageError: The method snip" in snip
         assert "UsageError: The method esi with these settings" in policy_gradient
         assert "give no checkpoint" in checkpoint
         assert "one method at a time" in several
         assert "sharded already" in again
+        assert "ModelError: No gradient reached 3 parameters" in unused
 
 
-def test_one_process_alone_is_told_to_use_torchrun() -> None:
+def test_one_process_alone_is_told_to_use_torchrun(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="start the script with torchrun"):
         sharded(tiny_lm())
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         with pytest.raises(UsageError, match="There is one process"):
             sharded(tiny_lm())
