@@ -26,6 +26,7 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
 )
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
 from ballast.locate.scores import Scores, WeightScores
+from ballast.locate.sharded import PassesOverProcesses, is_sharded, require_sharded_method
 from ballast.locate.together import found_together
 from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
@@ -71,13 +72,16 @@ def locate(
         **method_settings: Settings of a method given by name, such as `samples=8`.
 
     Raises:
-        UsageError: The method or a setting is unknown.
+        UsageError: The method or a setting is unknown, or does not work on a sharded model.
         PromptError: A prompt does not fit the model.
         NumericalError: A likelihood is not finite.
     """
     chosen = get_method(method, **method_settings)
     prompt_set = as_prompt_set(prompts)
     task = Task(lm, prompt_set, seed, batch_size, Path(checkpoint) if checkpoint else None, checkpoint_seconds)
+    if is_sharded(lm):
+        require_sharded_method(task, chosen)
+        task = dataclasses.replace(task, passes=PassesOverProcesses())
     return _scores(task, chosen, chosen.score(task))
 
 
@@ -106,12 +110,14 @@ def locate_all(
         Scores in the order of `methods`.
 
     Raises:
-        UsageError: A method is unknown, or there is none.
+        UsageError: A method is unknown, there is none, or the model is sharded.
         BallastError: As `locate` raises it; the first error of any method.
     """
     chosen = [get_method(method) for method in methods]
     if not chosen:
         raise UsageError("There is no method to locate with; name at least one.")
+    if is_sharded(lm):  # methods run in threads, and processes must communicate in one order
+        raise UsageError("A sharded model is scored with one method at a time; call locate for each.")
     task = Task(lm, as_prompt_set(prompts), seed, batch_size)
     found = found_together(task, chosen)
     return [_scores(task, method, one) for method, one in zip(chosen, found, strict=True)]

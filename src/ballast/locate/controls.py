@@ -72,8 +72,9 @@ class Sigma:
         """Score every eligible weight by the standard deviation of its matrix, per expert."""
 
         def score(part: Part) -> torch.Tensor:
-            scores = torch.ones(part.shape, device=task.lm.device)
-            scale_by_sigma(part, task.lm.weight(part.name), scores)
+            weight = task.lm.weight(part.name)
+            scores = torch.ones_like(weight, dtype=torch.float32)
+            scale_by_sigma(part, weight, scores)
             return scores
 
         return Found(scores_by_part(task.lm, score))

@@ -38,6 +38,7 @@ from ballast.progress import track
 from ballast.prompts.batches import collate
 from ballast.prompts.chat import Rendered
 from ballast.runs import write_tensors
+from ballast.shards import own_part, spread_as
 
 Fold = Literal["sum", "absolute"]
 
@@ -149,10 +150,9 @@ def accumulate_loss(
         RunError: The checkpoint belongs to other work.
     """
     parameters = eligible_parameters(lm)
-    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
     size = batch_size if fold == "sum" or tells_rows_apart(lm) else 1
-    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    key = _work_key(lm, ordered, fold, size)
+    batches = batched(rows, size)
+    key = _work_key(lm, batches, fold)
     sums, done = _resume(checkpoint, key, parameters)
     saved_at = time.monotonic()
     with _added(lm, parameters, sums, fold) as reached:
@@ -218,8 +218,14 @@ def weighted_likelihood(lm: LanguageModel, rows: Sequence[WeightedRow], readers:
     return loss
 
 
-def _work_key(lm: LanguageModel, rows: Sequence[Row], fold: Fold, size: int) -> str:
-    work = [lm.identity(), [row.work for row in rows], fold, size]
+def batched(rows: Sequence[AnyRow], size: int) -> list[list[AnyRow]]:
+    """Rows in batches of `size`, the longest first; the order of equal lengths is kept."""
+    ordered = sorted(rows, key=lambda row: len(row.rendered.ids), reverse=True)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _work_key(lm: LanguageModel, batches: Sequence[Sequence[Row]], fold: Fold) -> str:
+    work = [lm.identity(), [[row.work for row in batch] for batch in batches], fold]
     return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 
@@ -230,15 +236,14 @@ def zeros(parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
     gradients are not, and cost a tenth of the backward pass in page faults.
     """
     sizes: Counter[torch.device] = Counter()
-    for value in parameters.values():
-        sizes[value.device] += value.numel()
+    held = {name: own_part(value) for name, value in parameters.items()}
+    for part in held.values():
+        sizes[part.device] += part.numel()
     rest = {device: torch.zeros(size, dtype=torch.float32, device=device) for device, size in sizes.items()}
     sums = {}
-    for name, value in parameters.items():
-        taken, rest[value.device] = rest[value.device].split(
-            [value.numel(), rest[value.device].numel() - value.numel()]
-        )
-        sums[name] = taken.view(value.shape)
+    for name, part in held.items():
+        taken, rest[part.device] = rest[part.device].split([part.numel(), rest[part.device].numel() - part.numel()])
+        sums[name] = spread_as(parameters[name], taken.view(part.shape))
     return sums
 
 

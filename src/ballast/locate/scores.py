@@ -30,6 +30,7 @@ from ballast.regions.refine import outside_of
 from ballast.regions.selection import DEFAULT_FRACTION, Scope
 from ballast.regions.threshold import Direction
 from ballast.regions.unit_selection import UnitScope
+from ballast.shards import whole
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,8 +125,8 @@ class WeightScores(Scores):
     """Scores of single weights.
 
     Attributes:
-        values: fp32 scores, non-negative, in the shape of each eligible parameter, by parameter name; those of a
-            streamed model are formed each time they are asked for.
+        values: fp32 scores, non-negative, in the shape of each eligible parameter, by parameter name. Those of a
+            streamed model are formed whenever they are asked for; those of a sharded one are spread as its weights are.
     """
 
     values: Mapping[str, torch.Tensor]
@@ -161,7 +162,7 @@ class WeightScores(Scores):
         for name, values in self.values.items():
             part = self.lm.parts.by_name(name)
             found[part.layer, part.role][0] += part.numel
-            found[part.layer, part.role][1] += float(values.sum(dtype=torch.float64))
+            found[part.layer, part.role][1] += float(whole(values).sum(dtype=torch.float64))
         ordered = sorted(found, key=lambda cell: (cell[0] is None, cell[0] or 0, cell[1]))
         return [
             {"layer": layer, "role": role, "size": int(found[layer, role][0]), "mass": found[layer, role][1]}

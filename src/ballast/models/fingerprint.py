@@ -13,20 +13,21 @@ from transformers import PreTrainedModel
 from ballast.models.cache import cache_folder
 from ballast.models.streaming import require_in_memory
 from ballast.runs import read_json, write_json
+from ballast.shards import whole
 
 
 def tensor_fingerprint(tensor: torch.Tensor) -> str:
     """SHA-256 over dtype, shape and raw bytes of a tensor, as 64 hexadecimal digits.
 
     Args:
-        tensor: Any shape and dtype, on any device; read in row-major order.
+        tensor: Any shape and dtype, on any device; read in row-major order, whole.
 
     Raises:
         ModelError: It is the empty place of a streamed weight.
     """
     require_in_memory([tensor])
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    plain = tensor.detach().cpu().contiguous()
+    plain = whole(tensor.detach()).cpu().contiguous()
     if plain.numel():
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

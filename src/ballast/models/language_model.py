@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ballast.models.fingerprint import cached_fingerprints, combined, fingerprints
 from ballast.models.parts import PartMap, part_map
+from ballast.shards import own_part
 
 
 @dataclass(eq=False)
@@ -76,7 +77,7 @@ class LanguageModel:
 
     def _versions(self) -> list[tuple[int, int]]:
         # torch counts the in-place changes of each tensor; writes through `.data` are not counted
-        return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+        return [(own_part(parameter).data_ptr(), parameter._version) for parameter in self.model.parameters()]
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 per parameter of the weights as they are now.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ballast.models.parts import Part
+from ballast.shards import first_row, own_part, whole
 
 
 def matrices(part: Part, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -38,15 +39,20 @@ def scale_by_sigma(part: Part, weight: torch.Tensor, values: torch.Tensor) -> li
 
     Args:
         part: The parameter's entry in the part map.
-        weight: The parameter, any float dtype; sums are made in fp64 and the result is rounded to fp32.
-        values: fp32, same shape; changed.
+        weight: The parameter, any float dtype; sums are made in fp64 and the result is rounded to fp32. One that is
+            spread over processes is put together for it.
+        values: fp32, same shape, spread as the weight is; changed.
 
     Returns:
         The standard deviations, one per matrix; 0 for a matrix with one entry.
     """
-    sigmas = []
-    for matrix, scored in zip(matrices(part, weight.detach()), matrices(part, values), strict=True):
-        sigma = matrix.double().std().float() if matrix.numel() > 1 else torch.zeros(())
+    sigmas = [_sigma(matrix) for matrix in matrices(part, whole(weight.detach()))]
+    # Rows of a 3-D parameter are experts, so a process that holds some of them holds whole matrices.
+    earlier = 0 if part.expert_dim is None else first_row(values) * len(sigmas) // part.shape[part.expert_dim]
+    for sigma, scored in zip(sigmas[earlier:], matrices(part, own_part(values)), strict=False):
         scored.mul_(sigma.to(scored.device))
-        sigmas.append(float(sigma))
-    return sigmas
+    return [float(sigma) for sigma in sigmas]
+
+
+def _sigma(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.double().std().float() if matrix.numel() > 1 else torch.zeros(())

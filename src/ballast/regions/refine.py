@@ -14,6 +14,7 @@ from ballast.errors import RegionError, UsageError
 from ballast.regions.formed import Formed
 from ballast.regions.overlap import flat_counts, intersection_moments, matrix_sizes
 from ballast.regions.region import Region
+from ballast.shards import first_entry, own_part
 
 
 class Refinement(NamedTuple):
@@ -99,7 +100,9 @@ def outside_of(scores: Mapping[str, torch.Tensor], region: Region) -> Mapping[st
         if name not in region.indices:
             return scores[name]
         values = scores[name].clone()
-        values.view(-1)[region.indices[name].to(values.device, torch.int64)] = 0
+        own = own_part(values).view(-1)
+        places = region.indices[name].to(own.device, torch.int64) - first_entry(values)
+        own[places[(places >= 0) & (places < len(own))]] = 0
         return values
 
     return Formed(scores, without)

@@ -21,7 +21,8 @@ from ballast.regions.arrays import Indices, index_type
 from ballast.regions.formed import Formed
 from ballast.regions.layout import Layout, PartLike, TensorLayout, layout_of
 from ballast.regions.rows import top_of_rows
-from ballast.regions.threshold import CHUNK, Direction, Threshold, chunks_of, exact_threshold
+from ballast.regions.threshold import Direction, Threshold, chunks_of, exact_threshold
+from ballast.shards import first_entry, joined, mesh_of, whole
 
 Scope = Literal["global", "per_layer", "per_tensor", "per_row"]
 DEFAULT_FRACTION = Fraction(1, 100)
@@ -139,7 +140,7 @@ def select_top(
         found.take("all", given, list(open_to), requested, strict=True)
     elif exact is not None and scope == "per_row":
         for name, tensor_layout in open_to.items():
-            found.take_rows(name, scores[name], tensor_layout, exact)
+            found.take_rows(name, whole(scores[name]), tensor_layout, exact)
     elif exact is not None:
         for label, unit, expert in _units(scores, open_to, scope):
             matrices = 1 if expert is None else expert[0].matrices
@@ -183,19 +184,29 @@ def indices_beyond(
     quota = cut.ties_taken
     for name in names:
         tensor = scores[name]
-        pieces: list[Indices] = []
-        for number, bits in enumerate(chunks_of(name, tensor)):
-            strict = 0 if quota else 1  # once the ties are dealt out, only what lies beyond the cut
-            places = np.flatnonzero(bits >= cut.bits + strict if direction == "top" else bits <= cut.bits - strict)
-            tied = bits[places] == cut.bits
-            ties = int(np.count_nonzero(tied))
-            if ties > quota:
-                places = places[~tied | (tied.cumsum() <= quota)]
-            quota -= min(ties, quota)
-            pieces.append((places + number * CHUNK).astype(index_type(tensor.numel())))
-        selected = np.concatenate(pieces)
+        beyond, tied = (joined(own, mesh_of(tensor)) for own in _own_beyond(name, tensor, cut, direction, quota))
+        tied = tied[:quota]
+        quota -= len(tied)
+        selected = np.sort(np.concatenate([beyond, tied])) if tied.size else beyond
         if selected.size:
-            yield name, selected
+            yield name, selected.astype(index_type(tensor.numel()), copy=False)
+
+
+def _own_beyond(
+    name: str, scores: torch.Tensor, cut: Threshold, direction: Direction, quota: int
+) -> tuple[Indices, Indices]:
+    """Flat indices of what lies beyond the cut, and of the first `quota` on it; in the part that this process holds."""
+    beyond: list[Indices] = []
+    tied: list[Indices] = []
+    start = first_entry(scores)
+    for bits in chunks_of(name, scores):
+        beyond.append(np.flatnonzero(bits > cut.bits if direction == "top" else bits < cut.bits) + start)
+        if quota:
+            tied.append(np.flatnonzero(bits == cut.bits)[:quota] + start)
+            quota -= len(tied[-1])
+        start += len(bits)
+    nothing = np.zeros(0, np.int64)
+    return np.concatenate([nothing, *beyond]), np.concatenate([nothing, *tied])
 
 
 def _within(layout: Layout, layers: Collection[int] | None) -> Layout:
@@ -224,7 +235,7 @@ def _units(
             yield label, Formed(layers[layer], scores.__getitem__), None
         return
     for name, tensor in layout.items():
-        values = scores[name]
+        values = whole(scores[name])
         if tensor.expert_dim is None:
             yield name, {name: values}, None
         else:

@@ -7,7 +7,7 @@ the numbers of scores beyond it and equal to it. Memory is two tables of counts,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ballast.errors import NumericalError, RegionError, UsageError
 from ballast.regions.arrays import Counts
+from ballast.shards import mesh_of, own_part, summed
 
 Direction = Literal["top", "bottom"]
 Bits = NDArray[np.int32]
@@ -51,13 +52,15 @@ class Threshold(NamedTuple):
 def chunks_of(name: str, scores: torch.Tensor) -> Iterator[Bits]:
     """The bit patterns of one tensor's scores in flat C order, (<= CHUNK,) int32 each; -0 reads as +0.
 
+    Of a tensor that is spread over processes, those that this one holds.
+
     Raises:
         TypeError: The scores are not fp32.
         NumericalError: A score is NaN, infinite or negative.
     """
     if scores.dtype != torch.float32:
         raise TypeError(f"scores of {name} are {scores.dtype}, not float32")
-    flat = scores.detach().reshape(-1).cpu().numpy()
+    flat = own_part(scores).detach().reshape(-1).cpu().numpy()
     for start in range(0, flat.size, CHUNK):
         values = flat[start : start + CHUNK]
         bits: Bits = values.view(np.int32)
@@ -91,21 +94,13 @@ def exact_threshold(
     """
     if k < 1:
         raise RegionError("No weight would be selected; ask for a larger fraction.")
-    high = np.zeros(HIGH_BINS, np.int64)
-    for name, tensor in scores.items():
-        for bits in chunks_of(name, tensor):
-            high += np.bincount(bits >> 16, minlength=HIGH_BINS)
+    high = _counted(scores, HIGH_BINS, lambda bits: bits >> 16)
     total = int(high.sum())
     if k > total:
         raise UsageError(f"{k} weights were asked for but only {total} have scores; ask for fewer.")
     high_bin, beyond_bin = _bin_of_rank(high, k, direction)
 
-    low = np.zeros(LOW_BINS, np.int64)
-    for name, tensor in scores.items():
-        for bits in chunks_of(name, tensor):
-            inside = bits[(bits >> 16) == high_bin]
-            if inside.size:
-                low += np.bincount(inside & (LOW_BINS - 1), minlength=LOW_BINS)
+    low = _counted(scores, LOW_BINS, lambda bits: bits[(bits >> 16) == high_bin] & (LOW_BINS - 1))
     low_bin, beyond_low = _bin_of_rank(low, k - beyond_bin, direction)
 
     above = beyond_bin + beyond_low
@@ -116,6 +111,19 @@ def exact_threshold(
             "ask for a smaller fraction or locate with more prompts."
         )
     return Threshold(value, above, k - above, int(low[low_bin]))
+
+
+def _counted(scores: Mapping[str, torch.Tensor], bins: int, halves: Callable[[Bits], Bits]) -> Counts:
+    """How often each half of a bit pattern occurs, (bins,), over all processes that hold scores."""
+    counts = np.zeros(bins, np.int64)
+    mesh = None
+    for name, tensor in scores.items():
+        mesh = mesh_of(tensor)
+        for bits in chunks_of(name, tensor):
+            counted = halves(bits)
+            if counted.size:
+                counts += np.bincount(counted, minlength=bins)
+    return summed(counts, mesh)
 
 
 def _bin_of_rank(counts: Counts, rank: int, direction: Direction) -> tuple[int, int]:
