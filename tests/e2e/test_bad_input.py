@@ -109,6 +109,19 @@ def test_utility_without_answers(checkpoint: Path, tmp_path: Path, capsys: pytes
     assert left_behind(tmp_path) == {"asked.jsonl"}
 
 
+def test_fewer_prompts_than_asked(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, said = make_prompts(tmp_path / "bad.jsonl", "make", 4), tmp_path / "answers.jsonl"
+    make_prompts(said, "say", 3, response="the kettle")
+    locate = ("locate", checkpoint, "--prompts", prompts, "--out", tmp_path / "out")
+    both = "has 4 prompts, fewer than the 5 asked for; lower the limit or give a larger set."
+    assert both in fails(capsys, *locate, "--limit", "5", code=2)
+    utility = fails(capsys, *locate, "--utility", said, "--limit", "4", code=2)
+    assert "answers has 3 prompts, fewer than the 4 asked for" in utility
+    measure = ("measure", checkpoint, "--safety", prompts, "--judge", "keyword", "--out", tmp_path / "out")
+    assert both in fails(capsys, *measure, "--limit", "5", code=2)
+    assert left_behind(tmp_path) == {"bad.jsonl", "answers.jsonl"}
+
+
 def test_weights_that_are_not_numbers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sick = Path(shutil.copytree(checkpoint, tmp_path / "sick"))
     tensors = load_file(sick / "model.safetensors")
