@@ -105,8 +105,28 @@ def test_artefacts_of_another_model(checkpoint: Path, tmp_path: Path, capsys: py
 def test_utility_without_answers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = make_prompts(tmp_path / "asked.jsonl", "make", 2)
     message = fails(capsys, "locate", checkpoint, "--utility", prompts, "--out", tmp_path / "region")
-    assert "has no response, but utility is read from answers; use a set with responses" in message
+    assert "make-0 of asked has no response, but utility is read from answers; let the model write them" in message
+    assert "`ballast prompts answer MODEL SET --harmless --out FILE.jsonl`" in message
     assert left_behind(tmp_path) == {"asked.jsonl"}
+    main_ok(  # reads prompts alone
+        *("locate", checkpoint, "--method", "neurons", "--fraction", "0.2", "--utility", prompts),
+        *("--prompts", make_prompts(tmp_path / "bad.jsonl", "hurt", 3), "--out", tmp_path / "neurons"),
+    )
+
+
+def test_prompts_that_cannot_be_answered(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = make_prompts(tmp_path / "asked.jsonl", "make", 2)
+    done = make_prompts(tmp_path / "done.jsonl", "make", 2, response="No.")
+    before = left_behind(tmp_path)
+    answer, out = ("prompts", "answer", checkpoint), ("--out", tmp_path / "out.jsonl")
+    assert "end it with .jsonl" in fails(capsys, *answer, asked, "--out", tmp_path / "out.csv", code=2)
+    assert "is there already" in fails(capsys, *answer, asked, "--out", done, code=2)
+    assert "Every prompt of done has a response" in fails(capsys, *answer, done, *out)
+    harmful = fails(capsys, *answer, "builtin/harmful/test", "--harmless", *out)
+    assert "is a prompt of builtin/harmful, so the set is not harmless" in harmful
+    nothing = fails(capsys, *answer, asked, *out)  # a random model babbles
+    assert "None of the 2 answers of tiny to asked is a refusal (" in nothing
+    assert left_behind(tmp_path) == before
 
 
 def test_fewer_prompts_than_asked(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

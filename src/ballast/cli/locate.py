@@ -16,6 +16,7 @@ from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.locate import METHODS, get_method
 from ballast.locate import locate as locate_scores
+from ballast.locate.registry import reads_responses
 from ballast.prompts import answered, available_sets, load_prompts
 from ballast.regions import Region, exact_fraction, refine
 from ballast.regions import overlap as overlap_regions
@@ -74,7 +75,9 @@ def locate(
     ranked, within = _scope(scope), _layers(layers)
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
-    utility_sets = {name: answered(load_prompts(name, limit=limit, seed=seed)) for name in utility or []}
+    utility_sets = {name: load_prompts(name, limit=limit, seed=seed) for name in utility or []}
+    if reads_responses(chosen):  # general refusals, the default for harmful prompts, would be read as usefulness
+        utility_sets = {name: answered(found) for name, found in utility_sets.items()}
     settings = {
         "method": method,
         **dataclasses.asdict(chosen),

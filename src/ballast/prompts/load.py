@@ -82,8 +82,9 @@ def answered(prompts: PromptSet) -> PromptSet:
     for prompt in prompts:
         if not prompt.response:
             raise PromptError(
-                f"{prompt.id} of {prompts.name} has no response, but utility is read from answers; use a set with "
-                "responses, such as builtin/answers."
+                f"{prompt.id} of {prompts.name} has no response, but utility is read from answers; let the model write "
+                "them with `ballast prompts answer MODEL SET --harmless --out FILE.jsonl`, or use a set with responses "
+                "(builtin/answers)."
             )
     return prompts
 
