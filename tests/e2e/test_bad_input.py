@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from ballast.cli import main
 from tests.e2e.world import command, environment, left_behind, make_checkpoint, make_prompts
+from tests.locate.adapters import adapted
+from tests.worlds import tiny_lm
+from tests.zoo import HIDDEN, VOCABULARY, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,38 @@ def test_fewer_prompts_than_asked(checkpoint: Path, tmp_path: Path, capsys: pyte
     measure = ("measure", checkpoint, "--safety", prompts, "--judge", "keyword", "--out", tmp_path / "out")
     assert both in fails(capsys, *measure, "--limit", "5", code=2)
     assert left_behind(tmp_path) == {"bad.jsonl", "answers.jsonl"}
+
+
+def test_a_guard_without_verdict_tokens(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    locate = ("locate", checkpoint, "--prompts", prompts, "--method", "esi_differentiable_judge")
+    judge = ("--out", tmp_path / "out", "--setting", f"judge={checkpoint}")
+    same = fails(capsys, *locate, *judge, "--setting", "unsafe=sad")  # one token a byte: both begin with "s"
+    assert "is a guard without verdict tokens: 'safe' and 'sad' begin with the same token; give the words" in same
+    keyword = fails(capsys, *locate, "--out", tmp_path / "out", "--setting", "judge=keyword")
+    assert "The judge keyword has no gradient; use embedded, or a folder or hub id of a guard." in keyword
+    assert left_behind(tmp_path / "out") == {"run.json"}
+
+
+def test_an_adapter_for_another_model(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    adapted(tiny_lm("gpt_neox"), tmp_path / "adapter")
+    locate = ("locate", checkpoint, "--prompts", prompts, "--out", tmp_path / "out", "--method", "nlsr")
+    message = fails(capsys, *locate, "--setting", f"adapter={tmp_path / 'adapter'}")
+    assert "which tiny does not have; it is for another model." in message
+    assert "give the folder of a PEFT LoRA adapter" in fails(
+        capsys, *locate[:-3], tmp_path / "o", *locate[-2:], "--setting", f"adapter={checkpoint}"
+    )
+
+
+def test_an_architecture_that_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer().save_pretrained(tmp_path / "mamba")
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    message = fails(capsys, "locate", tmp_path / "mamba", "--prompts", prompts, "--out", tmp_path / "out")
+    assert "MambaForCausalLM has no weight matrix of a known role" in message
+    assert "use a transformer language model whose layers transformers itself implements." in message
 
 
 def test_weights_that_are_not_numbers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
