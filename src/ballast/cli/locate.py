@@ -156,22 +156,17 @@ def sets() -> None:
 
 
 def overlap(regions: Annotated[list[Path], typer.Argument(help="Two or more region files.")]) -> None:
-    """Intersection over union of regions, beside its chance level."""
+    """Intersection over union of regions, beside its chance level; of neurons, heads and layers also unit by unit."""
     rows = overlap_regions([Region.load(path) for path in regions])
-    cells = [
-        (
-            f"{regions[row.first]} and {regions[row.second]}",
-            percent(row.iou),
-            percent(row.chance),
-            percent(row.size_cap),
-            f"{row.intersection:,}",
-        )
-        for row in rows
-    ]
-    show(
-        [row._asdict() for row in rows],
-        [table("Overlap", ("regions", "IoU, %", "chance, %", "cap, %", "shared"), cells)],
-    )
+    cells = []
+    for row in rows:
+        names = f"{regions[row.first]} and {regions[row.second]}"
+        for of, found in (("weights", row), (f"{row.units.granularity}s" if row.units else "", row.units)):
+            if found:
+                shares = (percent(share) for share in (found.iou, found.chance, found.size_cap))
+                cells.append((names, of, *shares, f"{found.intersection:,}"))
+    columns = ("regions", "of", "IoU, %", "chance, %", "cap, %", "shared")
+    show([row.as_json() for row in rows], [table("Overlap", columns, cells, words=2)])
 
 
 def _scope(scope: str | None) -> Scope | UnitScope | None:
