@@ -80,6 +80,22 @@ def test_locate_and_overlap(
     assert 0 < pair["chance"] < pair["size_cap"] <= 1
 
 
+def test_overlap_of_heads(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for name, words in (("a", prompts), ("b", make_prompts(tmp_path / "other.jsonl", "take", 3))):
+        options = ("--prompts", words, "--method", "ships", "--fraction", "0.25", "--out", tmp_path / name)
+        printed(capsys, "locate", checkpoint, *options)
+        files.append(tmp_path / name / "region.safetensors")
+    [pair] = value(capsys, "overlap", *files)
+    units = pair["units"]
+    assert (units["granularity"], units["union"] + units["intersection"]) == ("head", 4)  # 2 of 8 each
+    assert units["iou"] == units["intersection"] / units["union"]
+    assert units["chance"] == pytest.approx((12 / 28) * (1 / 3) + 1 / 28)  # one shared, or both
+    text = printed(capsys, "overlap", *files)
+    assert "weights" in text
+    assert "heads" in text
+
+
 def test_locate_leaves_out_what_utility_needs(
     checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

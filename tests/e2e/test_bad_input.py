@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from ballast.cli import main
 from tests.e2e.world import command, environment, left_behind, make_checkpoint, make_prompts
+from tests.locate.adapters import adapted
+from tests.worlds import tiny_lm
+from tests.zoo import HIDDEN, VOCABULARY, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +109,73 @@ def test_artefacts_of_another_model(checkpoint: Path, tmp_path: Path, capsys: py
 def test_utility_without_answers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = make_prompts(tmp_path / "asked.jsonl", "make", 2)
     message = fails(capsys, "locate", checkpoint, "--utility", prompts, "--out", tmp_path / "region")
-    assert "has no response, but utility is read from answers; use a set with responses" in message
+    assert "make-0 of asked has no response, but utility is read from answers; let the model write them" in message
+    assert "`ballast prompts answer MODEL SET --harmless --out FILE.jsonl`" in message
     assert left_behind(tmp_path) == {"asked.jsonl"}
+    main_ok(  # reads prompts alone
+        *("locate", checkpoint, "--method", "neurons", "--fraction", "0.2", "--utility", prompts),
+        *("--prompts", make_prompts(tmp_path / "bad.jsonl", "hurt", 3), "--out", tmp_path / "neurons"),
+    )
+
+
+def test_prompts_that_cannot_be_answered(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = make_prompts(tmp_path / "asked.jsonl", "make", 2)
+    done = make_prompts(tmp_path / "done.jsonl", "make", 2, response="No.")
+    before = left_behind(tmp_path)
+    answer, out = ("prompts", "answer", checkpoint), ("--out", tmp_path / "out.jsonl")
+    assert "end it with .jsonl" in fails(capsys, *answer, asked, "--out", tmp_path / "out.csv", code=2)
+    assert "is there already" in fails(capsys, *answer, asked, "--out", done, code=2)
+    assert "Every prompt of done has a response" in fails(capsys, *answer, done, *out)
+    harmful = fails(capsys, *answer, "builtin/harmful/test", "--harmless", *out)
+    assert "is a prompt of builtin/harmful, so the set is not harmless" in harmful
+    nothing = fails(capsys, *answer, asked, *out)  # a random model babbles
+    assert "None of the 2 answers of tiny to asked is a refusal (" in nothing
+    assert left_behind(tmp_path) == before
+
+
+def test_fewer_prompts_than_asked(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, said = make_prompts(tmp_path / "bad.jsonl", "make", 4), tmp_path / "answers.jsonl"
+    make_prompts(said, "say", 3, response="the kettle")
+    locate = ("locate", checkpoint, "--prompts", prompts, "--out", tmp_path / "out")
+    both = "has 4 prompts, fewer than the 5 asked for; lower the limit or give a larger set."
+    assert both in fails(capsys, *locate, "--limit", "5", code=2)
+    utility = fails(capsys, *locate, "--utility", said, "--limit", "4", code=2)
+    assert "answers has 3 prompts, fewer than the 4 asked for" in utility
+    measure = ("measure", checkpoint, "--safety", prompts, "--judge", "keyword", "--out", tmp_path / "out")
+    assert both in fails(capsys, *measure, "--limit", "5", code=2)
+    assert left_behind(tmp_path) == {"bad.jsonl", "answers.jsonl"}
+
+
+def test_a_guard_without_verdict_tokens(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    locate = ("locate", checkpoint, "--prompts", prompts, "--method", "esi_differentiable_judge")
+    judge = ("--out", tmp_path / "out", "--setting", f"judge={checkpoint}")
+    same = fails(capsys, *locate, *judge, "--setting", "unsafe=sad")  # one token a byte: both begin with "s"
+    assert "is a guard without verdict tokens: 'safe' and 'sad' begin with the same token; give the words" in same
+    keyword = fails(capsys, *locate, "--out", tmp_path / "out", "--setting", "judge=keyword")
+    assert "The judge keyword has no gradient; use embedded, or a folder or hub id of a guard." in keyword
+    assert left_behind(tmp_path / "out") == {"run.json"}
+
+
+def test_an_adapter_for_another_model(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    adapted(tiny_lm("gpt_neox"), tmp_path / "adapter")
+    locate = ("locate", checkpoint, "--prompts", prompts, "--out", tmp_path / "out", "--method", "nlsr")
+    message = fails(capsys, *locate, "--setting", f"adapter={tmp_path / 'adapter'}")
+    assert "which tiny does not have; it is for another model." in message
+    assert "give the folder of a PEFT LoRA adapter" in fails(
+        capsys, *locate[:-3], tmp_path / "o", *locate[-2:], "--setting", f"adapter={checkpoint}"
+    )
+
+
+def test_an_architecture_that_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer().save_pretrained(tmp_path / "mamba")
+    prompts = make_prompts(tmp_path / "bad.jsonl", "make", 2)
+    message = fails(capsys, "locate", tmp_path / "mamba", "--prompts", prompts, "--out", tmp_path / "out")
+    assert "MambaForCausalLM has no weight matrix of a known role" in message
+    assert "use a transformer language model whose layers transformers itself implements." in message
 
 
 def test_weights_that_are_not_numbers(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from ballast.errors import ModelError, NumericalError, RunError
 from ballast.locate import engine
-from ballast.locate.engine import accumulate, eligible_parameters, weighted_likelihood, zeros
+from ballast.locate.engine import accumulate, accumulate_loss, eligible_parameters, weighted_likelihood, zeros
 from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
@@ -51,6 +52,21 @@ class TestSums:
         in_bfloat16 = {name: sum(gradients[name] for gradients in single).float() for name in found}
         assert same_bits(found, in_fp32)
         assert not same_bits(found, in_bfloat16)
+
+
+class TestRounded:
+    def test_sums_are_those_of_adding_in_the_weights_dtype(self) -> None:
+        """Row by row in bfloat16, bit for bit; fp32 sums are others."""
+        lm = tiny_lm(dtype=torch.bfloat16)
+        rows = sorted(weighted_rows(lm), key=lambda row: len(row.rendered.ids), reverse=True)
+        parameters = eligible_parameters(lm)
+        expected = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        for row in rows:
+            for name, gradient in plain_gradients(lm, partial(weighted_likelihood, lm, [row])).items():
+                expected[name] += gradient
+        found = accumulate_loss(lm, rows, weighted_likelihood, fold="sum", batch_size=1, rounded=True)
+        assert same_bits(found, {name: value.detach().float() for name, value in expected.items()})
+        assert not same_bits(found, accumulate(lm, rows, fold="sum", batch_size=1))
 
 
 class TestAbsolute:

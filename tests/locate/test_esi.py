@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ballast.errors import RegionError, UsageError
-from ballast.locate import get_method, locate
+from ballast.locate import WeightScores, get_method, locate
 from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.models import Part
 from ballast.models.roles import Halves, Orientation
@@ -122,6 +122,26 @@ class TestSigma:
             ]
             assert len(expected) == part.shape[0] * (2 if part.halves else 1)
             assert scale_by_sigma(part, weight, torch.ones(part.shape)) == pytest.approx(expected, rel=1e-6)
+
+    def test_wider_scopes_pool_halves_and_experts(self) -> None:
+        weight = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(3))
+        part = Part("w", 0, "experts.gate_up", (3, 6, 5), "out_in", 0, True, "", "contiguous")
+        per_expert = [statistics.stdev(expert.flatten().tolist()) for expert in weight]
+        assert scale_by_sigma(part, weight, torch.ones(3, 6, 5), "slice") == pytest.approx(per_expert, rel=1e-6)
+        values = torch.ones(3, 6, 5)
+        [whole] = scale_by_sigma(part, weight, values, "tensor")
+        assert whole == pytest.approx(statistics.stdev(weight.flatten().tolist()), rel=1e-6)
+        assert values.unique().tolist() == [pytest.approx(whole)]
+
+    def test_the_setting_is_the_scope(self) -> None:
+        lm, prompts = tiny_lm("qwen3_moe"), prompt_set("bad", ["Hi", "Ho"], ["No.", "Never."])
+        gradients, found = (locate(lm, prompts, get_method("gradient")), locate(lm, prompts, sigma_scope="tensor"))
+        assert isinstance(gradients, WeightScores)
+        assert isinstance(found, WeightScores)
+        weights = dict(lm.model.named_parameters())
+        assert_close(found.values, {name: value * weights[name].std() for name, value in gradients.values.items()})
+        with pytest.raises(UsageError, match="no scope of sigma 'expert'; use matrix, slice, tensor"):
+            get_method("esi", sigma_scope="expert")
 
     def test_a_matrix_with_one_entry_has_none(self) -> None:
         values = torch.ones(2, 1, 1)

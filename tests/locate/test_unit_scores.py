@@ -44,6 +44,10 @@ def test_the_weights_are_those_of_the_named_units(name: str, tmp_path: Path) -> 
     scores = scored(name)
     region = scores.select(0.1)
     units = region.metadata.selected_units
+    assert region.metadata.scored_units == {
+        kind: sum(group.size for group in scores.groups if group.kind == kind)
+        for kind in {group.kind for group in scores.groups}
+    }
     expected: dict[str, set[int]] = {}
     for group in scores.groups:
         for row in units.get(group.kind, ()):

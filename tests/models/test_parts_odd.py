@@ -75,14 +75,6 @@ def test_a_projection_of_an_unknown_module_is_unknown() -> None:
     assert "Strange" in part.reason
 
 
-def test_integer_weights_are_not_eligible() -> None:
-    model = tiny("llama")
-    linear = model.model.layers[0].mlp.up_proj
-    linear.weight = nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
-    part = part_map(model).by_name("model.layers.0.mlp.up_proj.weight")
-    assert (part.role, part.eligible, part.reason) == ("up", False, "stored as int8, not as floating point")
-
-
 def test_shared_experts_and_their_gate() -> None:
     widths = {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40}
     with torch.device("meta"):

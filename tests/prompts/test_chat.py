@@ -129,6 +129,15 @@ def test_plain_format_of_a_tokenizer_that_ends_every_text_itself() -> None:
     assert split(tokenizer, rendered) == ("<s>Question: Why?\nAnswer:", " Because.<|im_end|>")
 
 
+def test_a_system_message_stands_in_front_with_and_without_a_template() -> None:
+    for tokenizer, before in (
+        (tiny_tokenizer(), "<|im_start|>system\nBe kind.<|im_end|>\n"),
+        (tiny_tokenizer(False), "Be kind.\n"),
+    ):
+        plain, told = (split(tokenizer, render(tokenizer, "Hi", "No.", system=text)) for text in (None, "Be kind."))
+        assert told == (before + plain[0], plain[1])
+
+
 def test_template_that_changes_the_prompt_is_refused() -> None:
     with pytest.raises(PromptError, match=r"changes the prompt when an answer follows \(prompt 'Why\?'\)"):
         render(with_template(CHANGING_TEMPLATE), "Why?", "Because.")

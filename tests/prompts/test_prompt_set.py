@@ -18,14 +18,23 @@ class TestSets:
         with pytest.raises(PromptError, match="is empty"):
             PromptSet("s", ())
 
-    @given(limit=st.integers(1, 60), seed=st.integers(0, 5))
+    @given(limit=st.integers(1, 42), seed=st.integers(0, 5))
     def test_a_limit_draws_a_fixed_part_in_the_order_of_the_set(self, limit: int, seed: int) -> None:
         whole = load_prompts("builtin/ordinary/test")
         drawn = load_prompts("builtin/ordinary/test", limit=limit, seed=seed)
         positions = [whole.prompts.index(prompt) for prompt in drawn]
-        assert len(drawn) == min(limit, len(whole))
+        assert len(drawn) == limit
         assert positions == sorted(set(positions))
         assert drawn == load_prompts("builtin/ordinary/test", limit=limit, seed=seed)
+
+    def test_fewer_prompts_than_asked_are_an_error_that_names_both_numbers(self) -> None:
+        assert len(load_prompts("builtin/ordinary/test", limit=42)) == 42
+        with pytest.raises(UsageError, match=r"builtin/ordinary/test has 42 prompts, fewer than the 43 asked for"):
+            load_prompts("builtin/ordinary/test", limit=43)
+
+    def test_a_sample_is_at_most_the_whole_set(self) -> None:
+        whole = load_prompts("builtin/ordinary/test")
+        assert whole.sample(43) == whole
 
     def test_seeds_draw_differently_and_reach_every_prompt(self) -> None:
         draws = [load_prompts("builtin/ordinary/test", limit=10, seed=seed) for seed in range(30)]

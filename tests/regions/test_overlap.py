@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ballast.errors import RegionError, UsageError
-from ballast.regions import overlap
+from ballast.regions import Region, overlap
 from ballast.regions.overlap import chance_iou, intersection_moments
 from tests.regions.worlds import SmallPart, places, region
 
@@ -87,6 +87,39 @@ def test_a_full_tensor_leaves_nothing_to_chance():
     full = region({"lm_head": range(20)})
     (row,) = overlap([full, full])
     assert (row.iou, row.chance, row.excess) == (1, pytest.approx(1), None)
+
+
+def of_units(granularity: str, chosen: dict[str, tuple[tuple[int, ...], ...]], scored: dict[str, int]) -> Region:
+    plain = region({"lm_head": [1]})
+    more = {"granularity": granularity, "units": "units", "selected_units": chosen, "scored_units": scored}
+    return Region(plain.indices, plain.metadata.model_copy(update=more))
+
+
+def test_units_are_compared_within_their_kinds():
+    """Two of six query and two of four feed-forward neurons against one and three: every placement is drawn."""
+    scored = {"query": 6, "feed_forward": 4}
+    one = of_units("neuron", {"query": ((0, -1, 1), (0, -1, 2)), "feed_forward": ((0, 0, 1), (0, 1, 1))}, scored)
+    other = of_units("neuron", {"query": ((0, -1, 2),), "feed_forward": ((0, 1, 1), (0, 1, 2), (0, 0, 2))}, scored)
+    found = overlap([one, other])[0].units
+    draws = all_draws((2, 2), (1, 3), (6, 4))
+    assert (found.granularity, found.intersection, found.union, found.iou) == ("neuron", 2, 6, 2 / 6)
+    assert found.chance == pytest.approx(sum(shared / union for shared, union in draws) / len(draws), rel=1e-12)
+    assert found.size_cap == (1 + 2) / (2 + 3)
+    shared = [intersection for intersection, _ in draws]
+    assert found.excess == pytest.approx((2 - np.mean(shared)) / np.std(shared))
+    assert overlap([one, other])[0].as_json()["units"]["union"] == 6
+
+
+def test_units_that_cannot_be_compared_have_no_overlap():
+    head = of_units("head", {"head": ((0, -1, 1),)}, {"head": 8})
+    for other in (
+        region({"lm_head": [1]}),
+        of_units("layer", {"layer": ((0, -1, 0),)}, {"layer": 8}),
+        of_units("head", {"head": ((0, -1, 1),)}, {"head": 6}),
+    ):
+        (row,) = overlap([head, other])
+        assert (row.units, row.iou) == (None, 1)
+        assert row.as_json()["units"] is None
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -11,6 +11,7 @@ from ballast.cli.evaluate import compare, measure, report
 from ballast.cli.locate import locate, methods, overlap, sets
 from ballast.cli.output import state
 from ballast.cli.patch import patch_app
+from ballast.cli.prompts import prompts_app
 from ballast.cli.tune import demo, finetune, harden, merge
 
 app = typer.Typer(
@@ -35,3 +36,4 @@ def _options(
 for verb in (measure, locate, methods, sets, overlap, harden, finetune, merge, compare, report, demo):
     app.command()(verb)
 app.add_typer(patch_app, name="patch")
+app.add_typer(prompts_app, name="prompts")

@@ -16,6 +16,7 @@ from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.locate import METHODS, get_method
 from ballast.locate import locate as locate_scores
+from ballast.locate.registry import reads_responses
 from ballast.prompts import answered, available_sets, load_prompts
 from ballast.regions import Region, exact_fraction, refine
 from ballast.regions import overlap as overlap_regions
@@ -75,7 +76,9 @@ def locate(
     ranked, within = _scope(scope), _layers(layers)
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None, stream)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
-    utility_sets = {name: answered(load_prompts(name, limit=limit, seed=seed)) for name in utility or []}
+    utility_sets = {name: load_prompts(name, limit=limit, seed=seed) for name in utility or []}
+    if reads_responses(chosen):  # general refusals, the default for harmful prompts, would be read as usefulness
+        utility_sets = {name: answered(found) for name, found in utility_sets.items()}
     settings = {
         "method": method,
         **dataclasses.asdict(chosen),
@@ -154,22 +157,17 @@ def sets() -> None:
 
 
 def overlap(regions: Annotated[list[Path], typer.Argument(help="Two or more region files.")]) -> None:
-    """Intersection over union of regions, beside its chance level."""
+    """Intersection over union of regions, beside its chance level; of neurons, heads and layers also unit by unit."""
     rows = overlap_regions([Region.load(path) for path in regions])
-    cells = [
-        (
-            f"{regions[row.first]} and {regions[row.second]}",
-            percent(row.iou),
-            percent(row.chance),
-            percent(row.size_cap),
-            f"{row.intersection:,}",
-        )
-        for row in rows
-    ]
-    show(
-        [row._asdict() for row in rows],
-        [table("Overlap", ("regions", "IoU, %", "chance, %", "cap, %", "shared"), cells)],
-    )
+    cells = []
+    for row in rows:
+        names = f"{regions[row.first]} and {regions[row.second]}"
+        for of, found in (("weights", row), (f"{row.units.granularity}s" if row.units else "", row.units)):
+            if found:
+                shares = (percent(share) for share in (found.iou, found.chance, found.size_cap))
+                cells.append((names, of, *shares, f"{found.intersection:,}"))
+    columns = ("regions", "of", "IoU, %", "chance, %", "cap, %", "shared")
+    show([row.as_json() for row in rows], [table("Overlap", columns, cells, words=2)])
 
 
 def _scope(scope: str | None) -> Scope | UnitScope | None:

@@ -14,7 +14,7 @@ Model = Annotated[str, typer.Argument(help="smollm2, a checkpoint folder, or a h
 Out = Annotated[Path, typer.Option(help="Folder for the results; the same command continues there.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Limit = Annotated[int | None, typer.Option(help="At most this many prompts of each set, drawn with the seed.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="This many prompts of each set, drawn with the seed.", min=1)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 PatchFile = Annotated[Path | None, typer.Option("--patch", help="Patch to apply in memory first.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]

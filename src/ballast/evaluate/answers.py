@@ -37,6 +37,7 @@ def generate(
     *,
     max_new_tokens: int = 48,
     batch_size: int | None = None,
+    system: str | None = None,
     out: Path | None = None,
 ) -> list[Completion]:
     """Greedy answers to a prompt set, in its order.
@@ -48,13 +49,14 @@ def generate(
         prompts: The requests.
         max_new_tokens: Tokens after which an answer is cut.
         batch_size: Prompts per batch; found from the free memory if None, and halved when memory runs out.
+        system: System message; None leaves that to the template.
         out: JSON lines file; rows that it holds already are not generated again.
 
     Raises:
         PromptError: A prompt with room for its answer is longer than the context; its id is named.
         RunError: `out` cannot be read or written.
     """
-    rendered = {prompt.id: render(lm.tokenizer, prompt.prompt) for prompt in prompts}
+    rendered = {prompt.id: render(lm.tokenizer, prompt.prompt, system=system) for prompt in prompts}
     for identity, row in rendered.items():
         check_length(row, lm.context - max_new_tokens, identity)
     stored = JsonLines(out) if out else None

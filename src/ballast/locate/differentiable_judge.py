@@ -22,21 +22,37 @@ import torch
 from ballast.errors import JudgeError, PromptError, UsageError
 from ballast.judges import JUDGES
 from ballast.locate.engine import accumulate_loss, only_trainable
-from ballast.locate.impact import expected_impact
+from ballast.locate.impact import check_sigma_scope, expected_impact
 from ballast.locate.registry import Found, Task, register
 from ballast.locate.soft.alignment import Bridge, vocabulary_map
 from ballast.locate.soft.guard import Guard
+from ballast.locate.soft.reference_code import Pairing, inverse_map
 from ballast.locate.soft.relaxation import Kind, Relaxation
 from ballast.locate.soft.soft_answers import SATURATED, Examiner, Findings, SoftAnswer, verdict_loss
 from ballast.locate.soft.soft_judge import EmbeddedSoftJudge, Objective, SoftJudge, embedding_table
 from ballast.locate.soft.token_bytes import spelled_text, token_bytes
 from ballast.models.generation import answer_batch
+from ballast.models.sigma import SigmaScope
 from ballast.progress import track
 from ballast.prompts import Prompt
 from ballast.prompts.chat import Rendered, check_length, render
 from ballast.regions.metadata import Granularity
 
 TOP_POSITIONS = 0.05
+FLAGS = (
+    "response_in_user_slot",
+    "saturated_pseudo_logits",
+    "inverse_vocabulary_map",
+    "position_truncation",
+    "bos_shift",
+    "drop_last_token",
+    "model_dtype_accumulation",
+)
+REFERENCE_CODE: dict[str, Any] = {
+    **dict.fromkeys(FLAGS, True),
+    "objective": "safe_logit",
+    "sigma_scope": "tensor",
+}
 
 
 @register("esi_differentiable_judge")
@@ -55,7 +71,17 @@ class DifferentiableJudge:
         safe: How the guard writes the verdict safe.
         unsafe: How it writes the verdict unsafe.
         verdict_prefix: What it always writes before the verdict, such as line breaks.
-        response_in_user_slot: Show the guard the answer alone, as the authors' code does.
+        sigma_scope: What has one sigma, see `esi`.
+        variant: `reference_code` switches on all that follows, `safe_logit` and the sigma of whole tensors: the
+            peculiarities of the authors' code.
+        response_in_user_slot: Show the guard the answer alone.
+        saturated_pseudo_logits: The judge reads the generated tokens as saturated logits, and the gradient is taken
+            with respect to these, see `pseudo_logits.py`.
+        inverse_vocabulary_map: Spell the judge's tokens in the target's, from their names, see `reference_code.py`.
+        position_truncation: Pair positions by their number instead of by bytes.
+        bos_shift: Leave the judge's begin-of-text token in front of the answer, which shifts its rows by one.
+        drop_last_token: Do not score the last generated token.
+        model_dtype_accumulation: Add gradients up in the dtype of the weights, one prompt at a time.
     """
 
     name: ClassVar[str]
@@ -66,10 +92,9 @@ class DifferentiableJudge:
         "tau 0.3 given the generated prefix as in the authors' code (no gradient through fed-back tokens: a bias); "
         "ours: the judge reads the mixture in its own template and, also where the vocabularies coincide, in its own "
         "tokens, aligned by bytes; log-odds, 64 new tokens instead of 256, the template's system message, fp32 sums "
-        "divided by the number of prompts, a gradient that is not finite is an error; of the authors' code safe_logit "
-        "and response_in_user_slot are settings, left out are saturated_pseudo_logits, inverse_vocabulary_map, "
-        "position_truncation, bos_shift, drop_last_token, model_dtype_accumulation, sigma_tensor, of_all, "
-        "include_lm_head and name_filter"
+        "divided by the number of prompts, a gradient that is not finite is an error; variant reference_code switches "
+        "the peculiarities of the authors' code on, but of_all, include_lm_head, name_filter, 256 tokens, the system "
+        "message and the global random state"
     )
     needs: ClassVar[str] = "harmful prompts; a judge with weights"
 
@@ -83,17 +108,32 @@ class DifferentiableJudge:
     safe: str = "safe"
     unsafe: str = "unsafe"
     verdict_prefix: str = ""
+    sigma_scope: SigmaScope = "matrix"
+    variant: Literal["ours", "reference_code"] = "ours"
     response_in_user_slot: bool = False
+    saturated_pseudo_logits: bool = False
+    inverse_vocabulary_map: bool = False
+    position_truncation: bool = False
+    bos_shift: bool = False
+    drop_last_token: bool = False
+    model_dtype_accumulation: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
+        """Write the variant out, and refuse settings that cannot work."""
+        if self.variant not in ("ours", "reference_code"):
+            raise UsageError(f"There is no variant {self.variant!r}; use ours or reference_code.")
+        if self.variant == "reference_code":
+            for name, value in REFERENCE_CODE.items():
+                object.__setattr__(self, name, value)
         Relaxation(self.relaxation, self.tau, self.draws, 0)
         if self.objective not in get_args(Objective):
             raise UsageError(f"There is no objective {self.objective!r}; use {', '.join(get_args(Objective))}.")
         if self.position_weight not in ("sum", "mean"):
             raise UsageError(f"There is no position weight {self.position_weight!r}; use sum or mean.")
-        if self.response_in_user_slot not in (False, True):
-            raise UsageError(f"response_in_user_slot is {self.response_in_user_slot!r}; it must be 0 or 1.")
+        check_sigma_scope(self.sigma_scope)
+        for flag in FLAGS:
+            if getattr(self, flag) not in (False, True):
+                raise UsageError(f"{flag} is {getattr(self, flag)!r}; it must be 0 or 1.")
         guard = (self.safe, self.unsafe, self.verdict_prefix, self.response_in_user_slot)
         if self.judge == "embedded" and guard != ("safe", "unsafe", "", False):
             raise UsageError("The judge embedded has no verdict words and no template; give such settings to a guard.")
@@ -114,11 +154,12 @@ class DifferentiableJudge:
             answers,
             partial(verdict_loss, bridge),
             fold="sum",
-            batch_size=task.batch_size,
+            batch_size=1 if self.model_dtype_accumulation else task.batch_size,
+            rounded=self.model_dtype_accumulation,
             checkpoint=task.checkpoint,
             checkpoint_seconds=task.checkpoint_seconds,
         )
-        return Found(scores, {**notes, "sigma": expected_impact(task.lm, scores)})
+        return Found(scores, {**notes, "sigma": expected_impact(task.lm, scores, self.sigma_scope)})
 
     def _open(self, device: torch.device) -> SoftJudge:
         if self.judge == "embedded":
@@ -138,9 +179,13 @@ class DifferentiableJudge:
         own = token_bytes(lm.tokenizer)
         table = embedding_table(judge.lm).to(lm.device)
         width = lm.model.get_output_embeddings().weight.shape[0]
-        bridge = Bridge(table, vocabulary_map(own, judge.vocabulary, width, len(table), lm.device))
+        if self.inverse_vocabulary_map:
+            bridge = Bridge(table, inverse_map(lm.tokenizer, judge.lm.tokenizer, width, len(table), lm.device))
+        else:
+            bridge = Bridge(table, vocabulary_map(own, judge.vocabulary, width, len(table), lm.device))
         relaxation = Relaxation(self.relaxation, self.tau, self.draws, task.seed)
-        examiner = Examiner(lm, judge, bridge, relaxation, self.objective)
+        pairing = Pairing(self.position_truncation, self.bos_shift, self.drop_last_token)
+        examiner = Examiner(lm, judge, bridge, relaxation, self.objective, pairing, self.saturated_pseudo_logits)
         answers: list[SoftAnswer] = []
         findings: list[Findings] = []
         dropped: dict[str, list[str]] = defaultdict(list)

@@ -129,6 +129,7 @@ def accumulate_loss(
     batch_size: int,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    rounded: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Sum the gradients of a loss over all rows.
 
@@ -140,6 +141,7 @@ def accumulate_loss(
         batch_size: Rows per backward pass; one for `absolute` where rows cannot be told apart.
         checkpoint: File for the state of an interrupted pass; it is continued if it belongs to the same work.
         checkpoint_seconds: Least time between two writes of that file.
+        rounded: Round each sum to its parameter's dtype after every batch, as PyTorch does when it adds gradients up.
 
     Returns:
         fp32 sums with the shape of each eligible parameter, by parameter name.
@@ -152,12 +154,15 @@ def accumulate_loss(
     parameters = eligible_parameters(lm)
     size = batch_size if fold == "sum" or tells_rows_apart(lm) else 1
     batches = batched(rows, size)
-    key = _work_key(lm, batches, fold)
+    key = _work_key(lm, batches, fold, rounded)
     sums, done = _resume(checkpoint, key, parameters)
     saved_at = time.monotonic()
     with _added(lm, parameters, sums, fold) as reached:
         for number, batch in enumerate(track(batches[done:], "Gradients", done), start=done + 1):
             loss(lm, batch).backward()
+            if rounded:
+                for name, total in sums.items():
+                    total.copy_(total.to(parameters[name].dtype))
             if checkpoint and number < len(batches) and time.monotonic() - saved_at >= checkpoint_seconds:
                 _save(checkpoint, sums, key, number)
                 saved_at = time.monotonic()
@@ -224,8 +229,8 @@ def batched(rows: Sequence[AnyRow], size: int) -> list[list[AnyRow]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _work_key(lm: LanguageModel, batches: Sequence[Sequence[Row]], fold: Fold) -> str:
-    work = [lm.identity(), [[row.work for row in batch] for batch in batches], fold]
+def _work_key(lm: LanguageModel, batches: Sequence[Sequence[Row]], fold: Fold, rounded: bool) -> str:
+    work = [lm.identity(), [[row.work for row in batch] for batch in batches], fold, rounded]
     return hashlib.sha256(json.dumps(work).encode()).hexdigest()
 
 

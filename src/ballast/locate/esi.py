@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ballast.errors import UsageError
-from ballast.locate.impact import expected_impact
+from ballast.locate.impact import check_sigma_scope, expected_impact
 from ballast.locate.policy_gradient import sampled_rows
 from ballast.locate.references import refusal_rows
 from ballast.locate.registry import Found, Task, register
 from ballast.locate.rows import WeightedRow
+from ballast.models.sigma import SigmaScope
 from ballast.prompts import load_prompts
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions.metadata import Granularity
@@ -41,6 +42,8 @@ class ExpectedSafetyImpact:
         refusals: `reference_answer`: wordings used for prompts that bring no response of their own.
         contrast: `reference_answer`: a set of harmless twins, such as `builtin/twins/tune`. Safety is then how much
             more likely refusals are after harmful prompts than after their twins; not in the paper.
+        sigma_scope: What has one sigma: `matrix`, where the gate and up halves of an expert are one each; `slice`, an
+            expert with both; or `tensor`, all experts that are stored as one, as in the authors' code.
         samples: `policy_gradient`: answers drawn per prompt, at least 2.
         max_new_tokens: `policy_gradient`: tokens after which an answer is cut.
         judge: `policy_gradient`: the judge whose verdict is the reward (refused 1, complied 0).
@@ -59,6 +62,7 @@ class ExpectedSafetyImpact:
     estimator: Literal["reference_answer", "policy_gradient"] = "reference_answer"
     refusals: tuple[str, ...] = REFUSALS
     contrast: str | None = None
+    sigma_scope: SigmaScope = "matrix"
     samples: int = 4
     max_new_tokens: int = 48
     judge: str = "keyword"
@@ -67,6 +71,7 @@ class ExpectedSafetyImpact:
         """Refuse settings that cannot work."""
         if self.estimator not in ("reference_answer", "policy_gradient"):
             raise UsageError(f"There is no ESI estimator {self.estimator!r}; use reference_answer or policy_gradient.")
+        check_sigma_scope(self.sigma_scope)
         if self.samples < 2:
             raise UsageError(f"The policy gradient needs at least 2 samples per prompt, not {self.samples}.")
 
@@ -74,7 +79,7 @@ class ExpectedSafetyImpact:
         """Score every eligible weight by ESI."""
         rows, notes = self._rows(task)
         scores = task.gradients(rows, fold="sum")
-        return Found(scores, {**notes, "sigma": expected_impact(task.lm, scores)})
+        return Found(scores, {**notes, "sigma": expected_impact(task.lm, scores, self.sigma_scope)})
 
     def _rows(self, task: Task) -> tuple[list[WeightedRow], dict[str, Any]]:
         if self.estimator == "policy_gradient":

@@ -55,7 +55,7 @@ class RefusalDirection:
         layers = len(block_modules(task.lm.model))
         if self.layer is not None and self.layer not in range(layers):
             raise UsageError(f"There is no layer {self.layer}; choose from 0 to {layers - 1}.")
-        harmless = load_prompts(self.harmless, limit=len(task.prompts), seed=task.seed)
+        harmless = load_prompts(self.harmless).sample(len(task.prompts), task.seed)
         if min(len(task.prompts), len(harmless)) < 2:
             raise PromptError("The refusal direction needs two harmful and two harmless prompts; give more.")
         directions, separations = compared(

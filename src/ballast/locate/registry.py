@@ -143,6 +143,11 @@ def register(name: str) -> Callable[[Kind], Kind]:
     return add
 
 
+def reads_responses(method: Method) -> bool:
+    """Whether scores depend on the responses of prompts; those methods have `refusals`, for prompts without one."""
+    return "refusals" in method.__dataclass_fields__
+
+
 def get_method(method: str | Method, **settings: Any) -> Method:
     """The method with this name and these settings, or the given method itself.
 

@@ -94,8 +94,16 @@ class UnitScores(Scores):
             granularity=self.granularity,
             units="units",
             selected_units=self._named(chosen),
+            scored_units=self._scored(),
         )
         return Region(indices, metadata)
+
+    def _scored(self) -> dict[str, int]:
+        """How many units of each kind there are."""
+        counts: dict[str, int] = {}
+        for group in self.groups:
+            counts[group.kind] = counts.get(group.kind, 0) + group.size
+        return counts
 
     def _named(self, chosen: list[torch.Tensor]) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Per kind the selected units as (layer, expert or -1, number within the group's shape ...)."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ballast.models.fingerprint import cached_fingerprints, combined, fingerprints
 from ballast.models.parts import PartMap, part_map
+from ballast.models.quantised import is_opaque, quantised_error
 from ballast.shards import own_part
 
 
@@ -72,7 +73,14 @@ class LanguageModel:
         return self.stored.get(name, self.model.get_parameter(name)).detach()
 
     def __post_init__(self) -> None:
-        """Note the state of the weights, so that a later change is seen."""
+        """Note the state of the weights, so that a later change is seen.
+
+        Raises:
+            ModelError: Weights are quantised tensors of a class of their own, whose bits cannot be read.
+        """
+        parameters = self.model.named_parameters()
+        if opaque := {name: type(tensor).__name__ for name, tensor in parameters if is_opaque(tensor)}:
+            raise quantised_error(self.model, opaque)
         self._opened_as = self._versions()
 
     def _versions(self) -> list[tuple[int, int]]:

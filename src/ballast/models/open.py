@@ -80,7 +80,8 @@ def open_model(
         )
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"Cannot open the model {source}: {reason}") from error
+        advice = "; give the unquantised checkpoint" if _is_quantised(location) else ""
+        raise ModelError(f"Cannot open the model {source}: {reason}{advice}") from error
     if loading["missing_keys"]:
         named = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(
@@ -107,6 +108,12 @@ def _usable(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # an AssertionError if PyTorch was built without it
         raise ModelError(f"The device {device} cannot be used here; give cpu, or another that PyTorch has.") from error
+
+
+def _is_quantised(location: str) -> bool:
+    """Whether a folder's configuration says that its weights are quantised."""
+    config = Path(location) / "config.json"
+    return config.is_file() and b'"quantization_config"' in config.read_bytes()
 
 
 def _check_folder(folder: Path, *, allow_pickle: bool) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ says why. Nothing reads a weight, so models on the meta device work.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, overload
 
@@ -16,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ballast.errors import ModelError
+from ballast.models.quantised import packed_matrices, quantised_error, role_within, stored_as
 from ballast.models.roles import POSITION_NAMES, SINK_NAMES, Halves, Orientation, Sizes, is_norm, suggested_role
-from ballast.models.tree import decoder_blocks, expert_halves, linear_orientation
+from ballast.models.tree import decoder_blocks, expert_halves, expert_orientation, linear_orientation
 
 NOT_SCORED = "not scored by this method"
 REASONS = {
@@ -169,9 +170,13 @@ def part_map(model: PreTrainedModel) -> PartMap:
         model: Any decoder of transformers, also within a multimodal wrapper (other towers are listed as not eligible).
 
     Raises:
-        ModelError: There is no list of decoder blocks, or no parameter is eligible.
+        ModelError: There is no list of decoder blocks, no parameter is eligible, or weight matrices are packed.
     """
-    parts = PartMap(tuple(_Namer(model).parts()))
+    namer = _Namer(model)
+    parts = PartMap(tuple(namer.parts()))
+    packed = dict(packed_matrices(model, namer.blocks))
+    if packed or (namer.quantised and not parts.eligible()):
+        raise quantised_error(model, packed | namer.quantised)
     if not parts.eligible():
         skipped = "; ".join(f"{row['tensors']} {row['role']}: {row['reason']}" for row in parts.coverage()[:4])
         raise ModelError(
@@ -192,6 +197,7 @@ class _Namer:
         self.decoder = self.blocks.rpartition(".")[0]
         self.embedding = model.get_input_embeddings()
         self.head = model.get_output_embeddings()
+        self.quantised: dict[str, str] = {}  # the form of each weight matrix that is, by name
 
     def parts(self) -> Iterator[Part]:
         for name, parameter in self.model.named_parameters():
@@ -232,6 +238,10 @@ class _Namer:
         if leaf.endswith("_bias") and suggested_role([*path[:-1], leaf.removesuffix("_bias")]):
             return _left_out(name, layer, "bias", parameter, "bias of experts")
 
+        if parameter.ndim > 1 and (form := stored_as(parameter)):
+            self.quantised[name] = form
+            return _left_out(name, layer, role_within(path) or "unknown", parameter, f"quantised, stored as {form}")
+
         path = path[:-1] if leaf == "weight" else path
         role = suggested_role(path)
         if role is None:
@@ -244,7 +254,7 @@ class _Namer:
             fits = self.sizes.allows(role, *(reversed(parameter.shape) if in_out else parameter.shape))
             halves = "contiguous" if role.endswith("gate_up") else None
         else:
-            found = self._expert_orientation(owner) if role.startswith("experts.") else None
+            found = expert_orientation(owner, self.sizes) if role.startswith("experts.") else None
             fits = found is not None
             orientation = found or "none"
             halves = expert_halves(owner) if role.endswith("gate_up") else None
@@ -256,38 +266,8 @@ class _Namer:
         if orientation == "none":
             reason = f"named like {role}, but {type(owner).__name__} is no linear layer that is known"
             return _left_out(name, layer, "unknown", parameter, reason)
-        if not parameter.is_floating_point():
-            reason = f"stored as {str(parameter.dtype).removeprefix('torch.')}, not as floating point"
-            return _left_out(name, layer, role, parameter, reason, orientation)
         expert_dim = 0 if parameter.ndim == 3 else None
         return Part(name, layer, role, tuple(parameter.shape), orientation, expert_dim, True, "", halves)
-
-    def _expert_orientation(self, owner: nn.Module) -> Orientation | None:
-        """The order of axes in which all 3-D tensors of an expert block have the shapes of their roles.
-
-        `down` alone is ambiguous when inner and hidden width are equal, `gate_up` when one is twice the other; the two
-        together never are. Where the block itself declares its order, that order must be the one.
-        """
-        shapes = {
-            suggested_role(["experts", name]): parameter.shape
-            for name, parameter in owner.named_parameters(recurse=False)
-            if parameter.ndim == 3
-        }
-        declared = getattr(owner, "is_transposed", None)
-        candidates: list[Orientation] = []
-        if declared is not True and self._experts_fit(shapes, in_out=False):
-            candidates.append("out_in")
-        if declared is not False and self._experts_fit(shapes, in_out=True):
-            candidates.append("in_out")
-        return candidates[0] if len(candidates) == 1 else None
-
-    def _experts_fit(self, shapes: Mapping[str | None, Sequence[int]], in_out: bool) -> bool:
-        return all(
-            role is not None
-            and experts == self.sizes.experts
-            and self.sizes.allows(role, *((columns, rows) if in_out else (rows, columns)))
-            for role, (experts, rows, columns) in shapes.items()
-        )
 
 
 def _left_out(

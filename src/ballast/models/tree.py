@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ballast.errors import ModelError
-from ballast.models.roles import Halves, Orientation
+from ballast.models.roles import Halves, Orientation, Sizes, suggested_role
 
 
 def decoder_blocks(model: PreTrainedModel, count: int) -> str:
@@ -63,3 +65,32 @@ def expert_halves(owner: nn.Module) -> Halves | None:
     if concatenated is None:
         return None
     return "contiguous" if concatenated else "interleaved"
+
+
+def expert_orientation(owner: nn.Module, sizes: Sizes) -> Orientation | None:
+    """The order of axes in which all 3-D tensors of an expert block have the shapes of their roles.
+
+    `down` alone is ambiguous when inner and hidden width are equal, `gate_up` when one is twice the other; the two
+    together never are. Where the block itself declares its order, that order must be the one.
+    """
+    shapes = {
+        suggested_role(["experts", name]): parameter.shape
+        for name, parameter in owner.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+    declared = getattr(owner, "is_transposed", None)
+    candidates: list[Orientation] = []
+    if declared is not True and _experts_fit(sizes, shapes, in_out=False):
+        candidates.append("out_in")
+    if declared is not False and _experts_fit(sizes, shapes, in_out=True):
+        candidates.append("in_out")
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _experts_fit(sizes: Sizes, shapes: Mapping[str | None, Sequence[int]], in_out: bool) -> bool:
+    return all(
+        role is not None
+        and experts == sizes.experts
+        and sizes.allows(role, *((columns, rows) if in_out else (rows, columns)))
+        for role, (experts, rows, columns) in shapes.items()
+    )

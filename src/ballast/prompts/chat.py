@@ -32,7 +32,9 @@ class Rendered(NamedTuple):
     prompt_length: int
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None = None) -> Rendered:
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None = None, *, system: str | None = None
+) -> Rendered:
     """Format one exchange of a user and an assistant.
 
     The answer ends with the model's end-of-turn token: the first special token behind the text of the answer. What a
@@ -44,14 +46,15 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None
         tokenizer: Any tokenizer of transformers.
         prompt: What the user asks.
         response: The answer; None for a prompt that is to be answered.
+        system: System message in front of the prompt; None leaves that to the template.
 
     Raises:
         PromptError: The template rejects the exchange, or renders the prompt differently when an answer follows.
     """
-    asked = _ids(tokenizer, prompt, None)
+    asked = _ids(tokenizer, prompt, None, system)
     if response is None:
         return Rendered(asked, len(asked))
-    answered = _ids(tokenizer, prompt, response.strip())
+    answered = _ids(tokenizer, prompt, response.strip(), system)
     if answered[: len(asked)] != asked:
         raise PromptError(
             f"The chat template of {tokenizer.name_or_path or type(tokenizer).__name__} changes the prompt when an "
@@ -84,10 +87,11 @@ def check_length(rendered: Rendered, context: int, prompt_id: str) -> None:
         )
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None, system: str | None) -> list[int]:
     if not tokenizer.chat_template:
-        return _plain_ids(tokenizer, prompt, response)
-    messages = [{"role": "user", "content": prompt}]
+        return _plain_ids(tokenizer, prompt, response, system)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": prompt})
     if response is not None:
         messages.append({"role": "assistant", "content": response})
     try:
@@ -103,8 +107,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None) 
     return list(encoded["input_ids"])
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None) -> list[int]:
-    text = PLAIN_PROMPT.format(prompt=prompt)
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str | None, system: str | None) -> list[int]:
+    text = ("" if system is None else f"{system}\n") + PLAIN_PROMPT.format(prompt=prompt)
     end = tokenizer.eos_token_id
     ids: list[int] = list(tokenizer(text if response is None else f"{text} {response}")["input_ids"])
     if ids[-1:] == [end]:  # some tokenizers end every text by themselves

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ballast.errors import PromptError
+from ballast.errors import PromptError, UsageError
 from ballast.prompts.prompt_set import Prompt, PromptSet
 from ballast.prompts.readers import HUB_PREFIX, READERS, read_file, read_hub
 from ballast.runs import JsonLines
@@ -33,11 +33,12 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             the name of a set in the folder that the variable `BALLAST_DATA` names, such as `advbench`;
             the path of a `.jsonl`, `.csv` or `.parquet` file with a field `prompt`;
             `hf:owner/name@COMMIT` or `hf:owner/name@COMMIT:SPLIT`, a hub dataset at a fixed revision.
-        limit: Keep at most this many prompts, drawn with `seed`.
+        limit: Keep this many prompts, drawn with `seed`; `PromptSet.sample` draws at most so many.
         seed: Seed of that draw.
 
     Raises:
         PromptError: The set is unknown, empty or malformed; the message names the line or the nearest names.
+        UsageError: The limit is below 1, or the set has fewer prompts.
     """
     text = str(spec)
     if text.startswith("builtin/"):
@@ -50,7 +51,14 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         found = PromptSet(Path(text).stem, read_file(Path(text)))
     else:
         found = _named(text)
-    return found if limit is None else found.sample(limit, seed)
+    if limit is None:
+        return found
+    if limit > len(found):
+        raise UsageError(
+            f"The prompt set {found.name} has {len(found)} prompts, fewer than the {limit} asked for; lower the limit "
+            "or give a larger set."
+        )
+    return found.sample(limit, seed)
 
 
 def as_prompt_set(given: PromptSet | str | Path) -> PromptSet:
@@ -74,8 +82,9 @@ def answered(prompts: PromptSet) -> PromptSet:
     for prompt in prompts:
         if not prompt.response:
             raise PromptError(
-                f"{prompt.id} of {prompts.name} has no response, but utility is read from answers; use a set with "
-                "responses, such as builtin/answers."
+                f"{prompt.id} of {prompts.name} has no response, but utility is read from answers; let the model write "
+                "them with `ballast prompts answer MODEL SET --harmless --out FILE.jsonl`, or use a set with responses "
+                "(builtin/answers)."
             )
     return prompts
 

@@ -96,6 +96,7 @@ class RegionMetadata(_Record):
         granularity: What is selected.
         units: What the sizes in `selection` count: single weights, or units of the granularity.
         selected_units: Per kind the selected units as (layer, expert or -1, number, ...); empty for weights.
+        scored_units: How many units of each kind were scored; empty for weights.
         selection: Scope, sizes, threshold and ties; None for a region made from others.
         layout: Every parameter that had scores, with its shape and role. Regions are compared within one layout.
         model: The weights it was located on.
@@ -114,6 +115,7 @@ class RegionMetadata(_Record):
     granularity: Granularity = "weight"
     units: Literal["entries", "units"] = "entries"
     selected_units: dict[str, tuple[tuple[int, ...], ...]] = {}
+    scored_units: dict[str, int] = {}
     selection: SelectionRecord | None = None
     layout: dict[ParameterName, TensorLayout] = Field(min_length=1)
     model: ModelIdentity

@@ -5,16 +5,39 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import hypergeom
 
 from ballast.errors import RegionError, UsageError
 from ballast.regions.arrays import Counts
+from ballast.regions.metadata import Granularity
 from ballast.regions.region import Region
 
 SMALL = 200  # below this size the mean of a ratio is not the ratio of the means
+
+
+class UnitOverlap(NamedTuple):
+    """The neurons, heads or layers of two regions compared.
+
+    Attributes:
+        granularity: What a unit is.
+        intersection: Units in both.
+        union: Units in either.
+        iou: intersection / union, in [0, 1].
+        chance: Expected IoU of random regions with the same number of units of every kind.
+        size_cap: The highest IoU that these numbers per kind allow.
+        excess: As for weights.
+    """
+
+    granularity: Granularity
+    intersection: int
+    union: int
+    iou: float
+    chance: float
+    size_cap: float
+    excess: float | None
 
 
 class PairOverlap(NamedTuple):
@@ -29,6 +52,7 @@ class PairOverlap(NamedTuple):
         chance: Expected IoU of random regions with the same number of weights in every weight matrix.
         size_cap: The highest IoU that these numbers per weight matrix allow.
         excess: (intersection - its mean) / its standard deviation under the same chance; None if it cannot vary.
+        units: The same per unit, if both regions are made of units of one granularity, out of the same numbers.
     """
 
     first: int
@@ -39,6 +63,11 @@ class PairOverlap(NamedTuple):
     chance: float
     size_cap: float
     excess: float | None
+    units: UnitOverlap | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number by its name."""
+        return {**self._asdict(), "units": self.units._asdict() if self.units else None}
 
 
 def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
@@ -59,22 +88,42 @@ def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
     rows = []
     for first, second in itertools.combinations(range(len(regions)), 2):
         intersection = regions[first].intersection_size(regions[second])
-        a, b = counts[first], counts[second]
-        union = int(a.sum() + b.sum()) - intersection
-        mean, variance = intersection_moments(a, b, sizes)
-        rows.append(
-            PairOverlap(
-                first=first,
-                second=second,
-                intersection=intersection,
-                union=union,
-                iou=intersection / union,
-                chance=chance_iou(a, b, sizes),
-                size_cap=float(np.minimum(a, b).sum() / np.maximum(a, b).sum()),
-                excess=(intersection - mean) / math.sqrt(variance) if variance > 0 else None,
-            )
-        )
+        numbers = _numbers(intersection, counts[first], counts[second], sizes)
+        rows.append(PairOverlap(first, second, *numbers, unit_overlap(regions[first], regions[second])))
     return rows
+
+
+def unit_overlap(first: Region, second: Region) -> UnitOverlap | None:
+    """Compare two regions unit by unit, or None if they are not made of units of one granularity and number.
+
+    Units of different regions can share weights, such as the key rows of heads that use them together, so this is not
+    the overlap of their weights.
+    """
+    one, other = first.metadata, second.metadata
+    scored = one.scored_units
+    if not scored or (one.granularity, scored) != (other.granularity, other.scored_units):
+        return None
+    pairs = [(set(one.selected_units.get(kind, ())), set(other.selected_units.get(kind, ()))) for kind in scored]
+    counts = [np.array([len(pair[side]) for pair in pairs], np.int64) for side in (0, 1)]
+    intersection = sum(len(mine & theirs) for mine, theirs in pairs)
+    sizes = np.array(list(scored.values()), np.int64)
+    return UnitOverlap(one.granularity, *_numbers(intersection, counts[0], counts[1], sizes))
+
+
+def _numbers(
+    intersection: int, first: Counts, second: Counts, sizes: Counts
+) -> tuple[int, int, float, float, float, float | None]:
+    """Intersection, union, IoU, chance, cap and excess, from the numbers per stratum."""
+    union = int(first.sum() + second.sum()) - intersection
+    mean, variance = intersection_moments(first, second, sizes)
+    return (
+        intersection,
+        union,
+        intersection / union,
+        chance_iou(first, second, sizes),
+        float(np.minimum(first, second).sum() / np.maximum(first, second).sum()),
+        (intersection - mean) / math.sqrt(variance) if variance > 0 else None,
+    )
 
 
 def _check_intersections(regions: Sequence[Region]) -> None:

@@ -22,6 +22,7 @@ from fractions import Fraction
 
 import torch
 
+from ballast.locate.soft import pseudo_logits
 from ballast.locate.soft.token_bytes import Span, TokenBytes
 
 Interval = tuple[Fraction, Fraction]
@@ -154,18 +155,28 @@ class Bridge:
             read = read + torch.sparse.mm(matrix.t(), (shares.to(hard.dtype) @ change).t()).t()
         return hard + read @ self.table
 
-    def pull_back(self, gradient: torch.Tensor, ids: torch.Tensor, alignment: Alignment) -> torch.Tensor:
+    def pull_back(
+        self,
+        gradient: torch.Tensor,
+        ids: torch.Tensor,
+        alignment: Alignment,
+        saturated: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The gradient with respect to `probabilities` of what `soft_embeddings` gave; its exact transpose.
 
         Args:
             gradient: (S, d) gradient with respect to the judge's embeddings.
             ids: (T,) the tokens y of the answer.
             alignment: From `align`.
+            saturated: (S,) the judge's tokens u, if it read them as saturated logits (`pseudo_logits.py`): what goes
+                back is then the gradient with respect to these.
 
         Returns:
             D, (T, V); 0 at positions that no judge token reads.
         """
         per_token = gradient @ self.table.t()  # (S, judge_size)
+        if saturated is not None:
+            per_token = pseudo_logits.logit_gradient(saturated.to(gradient.device), per_token)
         found = torch.zeros(len(ids), len(self.vocabularies.mapped), dtype=gradient.dtype, device=gradient.device)
         for interval, shares in alignment.items():
             matrix = self.vocabularies.matrix(interval, gradient.dtype)

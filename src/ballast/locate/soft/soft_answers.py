@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from ballast.errors import NumericalError
-from ballast.locate.soft.alignment import Alignment, Bridge, align
+from ballast.locate.soft import pseudo_logits
+from ballast.locate.soft.alignment import Alignment, Bridge
+from ballast.locate.soft.reference_code import Pairing
 from ballast.locate.soft.relaxation import Relaxation
 from ballast.locate.soft.soft_judge import Objective, Reading, SoftJudge, safety
 from ballast.locate.soft.token_bytes import Span
@@ -40,6 +42,8 @@ class SoftAnswer:
         gradients: G of each draw, (S, d) on the CPU.
         relaxation: How the answer was relaxed.
         weight: Factor of F in the loss.
+        saturated: (S,) the judge's tokens, if it read them as saturated logits.
+        translation: Kind of the map between the vocabularies.
     """
 
     id: str
@@ -48,6 +52,8 @@ class SoftAnswer:
     gradients: tuple[torch.Tensor, ...]
     relaxation: Relaxation
     weight: float = 1.0
+    saturated: torch.Tensor | None = None
+    translation: str = ""
 
     @property
     def ids(self) -> torch.Tensor:
@@ -57,7 +63,9 @@ class SoftAnswer:
     @property
     def work(self) -> list[Any]:
         """See `engine.Row`."""
-        settings = [self.relaxation.kind, self.relaxation.tau, self.relaxation.seed, self.weight]
+        settings: list[Any] = [self.relaxation.kind, self.relaxation.tau, self.relaxation.seed, self.weight]
+        settings += [self.translation, None if self.saturated is None else self.saturated.tolist()]
+        settings += [[str(interval), tensor_fingerprint(shares)] for interval, shares in self.alignment.items()]
         gradients = [tensor_fingerprint(gradient) for gradient in self.gradients]
         return [self.id, self.rendered.ids, self.rendered.prompt_length, *settings, gradients]
 
@@ -119,7 +127,7 @@ def _logit_gradient(bridge: Bridge, answer: SoftAnswer, logits: torch.Tensor) ->
     total = torch.zeros_like(logits)
     for draw, gradient in enumerate(answer.gradients):
         p = answer.relaxation.probabilities(logits, answer.id, draw)
-        pulled = bridge.pull_back(gradient.to(logits.device), ids, answer.alignment)
+        pulled = bridge.pull_back(gradient.to(logits.device), ids, answer.alignment, answer.saturated)
         total += answer.relaxation.logit_gradient(p, pulled)
     return total * (answer.weight / len(answer.gradients))
 
@@ -134,6 +142,8 @@ class Examiner:
         bridge: Between the two.
         relaxation: How tokens are relaxed.
         objective: What of the verdict is differentiated.
+        pairing: How positions meet the judge's tokens.
+        saturated: The judge reads its own tokens as saturated logits, whatever the relaxation.
     """
 
     lm: LanguageModel
@@ -141,6 +151,8 @@ class Examiner:
     bridge: Bridge
     relaxation: Relaxation
     objective: Objective
+    pairing: Pairing = field(default_factory=Pairing)
+    saturated: bool = False
 
     def examine(
         self, prompt_id: str, rendered: Rendered, spans: Sequence[Span], reading: Reading
@@ -159,23 +171,33 @@ class Examiner:
         Raises:
             NumericalError: A logit or a gradient is not finite.
         """
-        rendered, alignment = self._aligned(rendered, spans, reading)
+        reading = self.pairing.reading(reading, self.judge.lm)
+        alignment = self._aligned(spans, reading)
+        counted = torch.stack([shares.sum(0) for shares in alignment.values()]).sum(0) > 0  # (T,)
+        if not counted.any():
+            return "answer without a token that the judge reads"
+        length = 1 + int(counted.nonzero().max())
+        alignment = {interval: shares[:, :length] for interval, shares in alignment.items()}
+        rendered = Rendered(rendered.ids[: rendered.prompt_length + length], rendered.prompt_length)
+        counted = counted[:length]
         logits = self._logits(rendered)
-        answer = SoftAnswer(prompt_id, rendered, alignment, (), self.relaxation)
+        tokens = torch.tensor(reading.ids[reading.begin : reading.begin + len(reading.spans)])
+        saturated, kind = tokens if self.saturated else None, self.bridge.vocabularies.kind
+        answer = SoftAnswer(prompt_id, rendered, alignment, (), self.relaxation, saturated=saturated, translation=kind)
         ids = answer.ids.to(logits.device)
-        read = torch.stack([shares.sum(0) for shares in alignment.values()]).sum(0) > 0  # (T,)
         verdicts: list[Judged] = []
         largest, sizes = [], []
         for draw in range(self.relaxation.draws):
             p = self.relaxation.probabilities(logits, prompt_id, draw)
-            if verdicts and not self.relaxation.soft:
+            if verdicts and (self.saturated or not self.relaxation.soft):
                 verdicts.append(verdicts[0])  # what was generated is the same in every draw
             else:
                 verdicts.append(self._judged(p, ids, alignment, reading))
             gradient = verdicts[-1].gradient.to(logits.device)
-            size = self.relaxation.logit_gradient(p, self.bridge.pull_back(gradient, ids, alignment)).abs().sum(1)
-            largest.append(p.amax(1)[read].cpu())
-            sizes.append(size[read].cpu())
+            pulled = self.bridge.pull_back(gradient, ids, alignment, saturated)
+            size = self.relaxation.logit_gradient(p, pulled).abs().sum(1)
+            largest.append(p.amax(1)[counted].cpu())
+            sizes.append(size[counted].cpu())
         if sum(verdict.outside for verdict in verdicts) / len(verdicts) > LARGEST_OUTSIDE:
             return "verdict neither safe nor unsafe"
         findings = Findings(
@@ -186,13 +208,11 @@ class Examiner:
         gradients = tuple(verdict.gradient for verdict in verdicts)
         return dataclasses.replace(answer, gradients=gradients), findings
 
-    def _aligned(self, rendered: Rendered, spans: Sequence[Span], reading: Reading) -> tuple[Rendered, Alignment]:
-        """The answer up to its last token that the judge reads, and the alignment of these tokens."""
+    def _aligned(self, spans: Sequence[Span], reading: Reading) -> Alignment:
+        """Between the answer's tokens and the judge's, from their bytes in what the judge reads of the answer."""
         first, last = reading.visible
         inside = [(min(max(low, first), last) - first, min(max(high, first), last) - first) for low, high in spans]
-        length = 1 + max(position for position, (low, high) in enumerate(inside) if low < high)
-        alignment = align(inside[:length], reading.spans, self.lm.device)
-        return Rendered(rendered.ids[: rendered.prompt_length + length], rendered.prompt_length), alignment
+        return self.pairing.align(inside, reading.spans, self.lm.device)
 
     @torch.no_grad()
     def _logits(self, rendered: Rendered) -> torch.Tensor:
@@ -207,7 +227,10 @@ class Examiner:
         embeddings = table[torch.tensor(reading.ids, device=table.device)]  # (L, d)
         begin, end = reading.begin, reading.begin + len(reading.spans)
         touched = embeddings[begin:end]
-        if self.relaxation.soft:
+        if self.saturated:
+            tokens = torch.tensor(reading.ids[begin:end], device=table.device)
+            touched = pseudo_logits.probabilities(tokens, len(table), table.dtype) @ table
+        elif self.relaxation.soft:
             touched = self.bridge.soft_embeddings(p, ids, touched, alignment)
         touched = touched.clone().requires_grad_()
         whole = torch.cat([embeddings[:begin], touched, embeddings[end:]])
