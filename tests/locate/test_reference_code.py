@@ -194,9 +194,10 @@ def plain_loop(lm: Any, folder: Path) -> torch.Tensor:
         row = render(lm.tokenizer, prompt.prompt)
         (answer,) = answer_batch(lm, [row.ids], TOKENS)
         text = str(lm.tokenizer.decode(answer.ids, skip_special_tokens=True))
-        before, behind = guard.lm.tokenizer.apply_chat_template(
+        shown = guard.lm.tokenizer.apply_chat_template(
             [{"role": "user", "content": "@"}], tokenize=False, add_generation_prompt=True
-        ).split("@")
+        )
+        before, behind = str(shown).split("@")
         parts = [guard.lm.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, text, behind)]
         parts[1] = [BOS, *parts[1]]
         logits = torch.full((len(parts[1]), 260), -17.0, dtype=torch.float64)
