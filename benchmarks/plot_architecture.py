@@ -14,7 +14,7 @@ from results import FOLDER
 
 from ballast.runs import read_json
 
-ROLES = ("query", "key", "value", "output", "gate", "up", "down")
+ROLES = ("query", "key", "value", "output", "gate", "up", "gate_up", "down")
 WIDTH, HEIGHT = 1200, 760
 
 
