@@ -3,8 +3,9 @@
 The hardened model of the main job (`runs/main_job/patch.safetensors`, see `main_job.py`) is disturbed by Gaussian noise
 of 0.38 standard deviations of each matrix, the published verification, on regions of equal size: ESI's top 1 %; random
 weights with as many in every matrix (the decisive control); random weights anywhere; ESI's bottom; and the top of other
-scores. Refusals, and answers that are empty, looping or gibberish, are counted on JailbreakBench, which nothing was located
-on; utility is the log-likelihood of Alpaca answers. Needs BALLAST_DATA. Each region and seed is kept in `runs/noise.jsonl`, so the same command continues; writes `results/noise.json`.
+scores. Refusals, and answers that are empty, looping or gibberish, are counted on JailbreakBench, which nothing was
+located on; utility is the log-likelihood of Alpaca answers. Needs BALLAST_DATA. Each region and seed is kept in
+`runs/noise.jsonl`, so the same command continues; writes `results/noise.json`.
 """
 
 from __future__ import annotations
