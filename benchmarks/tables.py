@@ -110,7 +110,7 @@ def unit_rows(name: str, after: list[dict[str, Any]], before: list[dict[str, Any
     return [
         f"| {name} | {unit} | "
         + " | ".join(
-            paired(*([one[where][unit]["area"] for one in side] for side in (after, before)))
+            paired(*([one[where].get(unit, {}).get("area") for one in side] for side in (after, before)))
             for where in ("planted", "decoy")
         )
         + " |"
