@@ -5,7 +5,7 @@ of 0.38 standard deviations of each matrix, the published verification, on regio
 weights with as many in every matrix (the decisive control); random weights anywhere; ESI's bottom; and the top of other
 scores. Refusals, and answers that are empty, looping or gibberish, are counted on JailbreakBench, which nothing was
 located on; utility is the log-likelihood of Alpaca answers. Needs BALLAST_DATA. Each region and seed is kept in
-`runs/noise.jsonl`, so the same command continues; writes `results/noise.json`.
+`runs/noise.jsonl`, so the same command continues; writes `results/noise/SCALE.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import write_result
+from results import FOLDER, write_result
 
 from ballast import Patch, load_prompts, locate_all, open_model
 from ballast.evaluate.answers import generate
@@ -59,25 +59,27 @@ def measured(lm: LanguageModel) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="Draws of the noise.")
+    parser.add_argument("--scale", type=float, default=SCALE, help="Standard deviations of each matrix.")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    (FOLDER / "noise").mkdir(exist_ok=True)
     lm = open_model("smollm2")
     patch = Patch.load(PATCH)
     patch.apply(lm.model)
-    kept = JsonLines(Path("runs/noise.jsonl"))
+    kept = JsonLines(Path(f"runs/noise-{arguments.scale}.jsonl"))
     done = {(row["region"], row["seed"]) for row in kept.rows}
     if ("undisturbed", 0) not in done:
         kept.append([{"region": "undisturbed", "seed": 0, **measured(lm)}])
     for name, region in regions(lm).items():
         for seed in range(arguments.seeds):
             if (name, seed) not in done:
-                with noisy(lm, region, SCALE, seed):
+                with noisy(lm, region, arguments.scale, seed):
                     kept.append([{"region": name, "seed": seed, **measured(lm)}])
                 print(name, seed, flush=True)
     write_result(
-        "noise",
-        settings={"fraction": FRACTION, "scale": SCALE, "tokens": TOKENS, "prompts": PROMPTS, **vars(arguments)},
+        f"noise/{arguments.scale}",
+        settings={"fraction": FRACTION, "tokens": TOKENS, "prompts": PROMPTS, **vars(arguments)},
         results=summary({(row["region"], row["seed"]): row for row in kept.rows}),
     )
 
