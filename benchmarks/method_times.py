@@ -1,8 +1,8 @@
 """How long each method takes from the command line on SmolLM2 with 64 prompts: seconds of the whole command.
 
 Methods that compare with a second checkpoint get the hardened model of the main job (`runs/main_job/patch.safetensors`)
-with SmolLM2 as its base, and a LoRA adapter of rank 8 with random factors. Writes `results/method_times.json`; a method
-that fails ends the benchmark.
+with SmolLM2 as its base, and a LoRA adapter of rank 8 with random factors. Writes `results/method_times.json` after
+every method; one that fails ends the benchmark.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def main() -> None:
             print(method, seconds[method], run.stdout.strip() or run.stderr.strip()[-300:], flush=True)
             if run.returncode:
                 sys.exit(f"{method} failed")
-    write_result(
-        "method_times",
-        settings={"prompts": PROMPTS, "limit": LIMIT},
-        results={"seconds": seconds, "limit_seconds": 300},
-    )
+            write_result(
+                "method_times",
+                settings={"prompts": PROMPTS, "limit": LIMIT},
+                results={"seconds": seconds, "limit_seconds": 300},
+            )
 
 
 if __name__ == "__main__":
