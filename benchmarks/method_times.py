@@ -21,6 +21,7 @@ from ballast import METHODS, Patch, open_model
 
 PATCH = Path("runs/main_job/patch.safetensors")
 PROMPTS, LIMIT = "builtin/refusals", 64
+FRACTION = "0.005"  # the main job moved less than 1 % of the weights, so `delta` has no more to select from
 
 
 def second_checkpoint(folder: Path) -> Path:
@@ -55,7 +56,18 @@ def main() -> None:
         }
         for method in arguments.methods:
             command = [sys.executable, "-m", "ballast", "locate", str(hardened if method in needs else "smollm2")]
-            command += ["--method", method, "--prompts", PROMPTS, "--limit", str(LIMIT), "--out", str(place / method)]
+            command += [
+                "--method",
+                method,
+                "--prompts",
+                PROMPTS,
+                "--limit",
+                str(LIMIT),
+                "--fraction",
+                FRACTION,
+                "--out",
+                str(place / method),
+            ]
             command += [word for setting in needs.get(method, []) for word in ("--setting", setting)]
             start = time.perf_counter()
             run = subprocess.run(command, capture_output=True, text=True, check=False)
