@@ -30,7 +30,7 @@ def drawn(found: dict[str, dict[str, Any]]) -> go.Figure:
             layers = sorted({layer for layer, _ in table})
             heat = go.Heatmap(
                 z=[[table[layer, role] for role in roles] for layer in layers],
-                x=roles,
+                x=[role.rpartition(".")[2] for role in roles],
                 y=layers,
                 colorscale="Viridis",
                 showscale=False,

@@ -30,36 +30,28 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def test_supervised(tmp_path: Path) -> None:
+def protected(kind: type[SFTTrainer] | type[DPOTrainer], arguments: Any, row: dict[str, str], *reference: Any) -> None:
+    """Train on copies of a row; the region keeps its bits and most of the rest moves."""
     lm, region = world()
     before = bits(lm.model)
-    data = Dataset.from_list([{"prompt": "Hi", "completion": " there, friend"}] * 10)
-    arguments = SFTConfig(output_dir=str(tmp_path), **OPTIONS)
-    SFTTrainer(
+    kind(
         lm.model,
+        *reference,
         arguments,
-        train_dataset=data,
+        train_dataset=Dataset.from_list([row] * 10),
         processing_class=lm.tokenizer,
         callbacks=[SafetyPreserving(region)],
     ).train()
     inside, outside = changed(before, lm.model, region)
     assert inside == 0
     assert outside > 0.5
+
+
+def test_supervised(tmp_path: Path) -> None:
+    arguments = SFTConfig(output_dir=str(tmp_path), **OPTIONS)
+    protected(SFTTrainer, arguments, {"prompt": "Hi", "completion": " there, friend"})
 
 
 def test_preferences(tmp_path: Path) -> None:
-    lm, region = world()
-    before = bits(lm.model)
-    data = Dataset.from_list([{"prompt": "Hi", "chosen": " there, friend", "rejected": " no"}] * 10)
     arguments = DPOConfig(output_dir=str(tmp_path), **OPTIONS)
-    DPOTrainer(
-        lm.model,
-        tiny_lm().model,
-        arguments,
-        train_dataset=data,
-        processing_class=lm.tokenizer,
-        callbacks=[SafetyPreserving(region)],
-    ).train()
-    inside, outside = changed(before, lm.model, region)
-    assert inside == 0
-    assert outside > 0.5
+    protected(DPOTrainer, arguments, {"prompt": "Hi", "chosen": " there, friend", "rejected": " no"}, tiny_lm().model)
