@@ -15,12 +15,11 @@ import torch
 from scipy.linalg import subspace_angles
 
 from ballast.errors import PromptError, UsageError
-from ballast.locate.heads.repeated_passes import Passes, prompt_batches, repeated_passes
+from ballast.locate.heads.repeated_passes import Passes, PromptBatch, prompt_batches, repeated_passes
 from ballast.locate.heads.silence import Silenced, SilenceMode, check_head_settings, scorable_heads, silenced_heads
 from ballast.locate.registry import Task, UnitsFound, register
 from ballast.models.units import KeyValueRule
 from ballast.progress import track
-from ballast.prompts.batches import TokenBatch
 from ballast.regions.metadata import Granularity
 
 Head = tuple[int, int]  # layer, number within it
@@ -114,12 +113,12 @@ def angle(first: torch.Tensor, second: torch.Tensor) -> float:
     return math.degrees(float(subspace_angles(first.cpu().numpy(), second.cpu().numpy()).sum()))
 
 
-def _states(passes: Passes, batches: list[TokenBatch]) -> torch.Tensor:
+def _states(passes: Passes, batches: list[PromptBatch]) -> torch.Tensor:
     return torch.cat([passes.full(batch).state for batch in batches])
 
 
 def _without_each(
-    passes: Passes, batches: list[TokenBatch], silenced: Silenced, candidates: list[Head]
+    passes: Passes, batches: list[PromptBatch], silenced: Silenced, candidates: list[Head]
 ) -> dict[Head, torch.Tensor]:
     """The states (n, H) with each of the candidates silenced beside those that already are."""
     found: dict[Head, list[torch.Tensor]] = {head: [] for head in candidates}
