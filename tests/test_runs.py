@@ -216,3 +216,14 @@ class TestJsonLines:
         assert path.stat().st_size == 1000  # half a row
         assert JsonLines(path).rows == [{"id": "a"}]
         assert path.read_text() == '{"id": "a"}\n'
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_readable_as_the_user_wants(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(2)}, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}

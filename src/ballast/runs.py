@@ -36,7 +36,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors writes files that only their owner may read, whatever the umask
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
