@@ -1,7 +1,7 @@
 """What fine-tuning on a task does to the safety of a hardened model: arms of a study, side by side.
 
-SmolLM2 is hardened as `ballast demo` does it, on built-in prompts only; then every arm fine-tunes that model on the same
-rows in the same order and is measured on sets that nothing was tuned on. The hardened model is what all arms are
+SmolLM2 is hardened as `ballast demo` does it, on built-in prompts only; then every arm fine-tunes that model on the
+same rows in the same order and is measured on sets that nothing was tuned on. The hardened model is what all arms are
 compared with, prompt by prompt. Needs BALLAST_DATA. Run `python benchmarks/tuning.py studies/tuning.toml`, with
 `--tasks` and `--arms` for some of them; it writes `results/tuning/TASK-ARM-SEED.json`, leaves alone what is there and
 continues what was interrupted. Checkpoints are thrown away.

@@ -26,7 +26,14 @@ from tests.regions.worlds import PARTS
 from tests.worlds import REFUSALS, REQUESTS, prompt_set, tiny_lm
 
 # Weights as they are usually stored, the other way round, and experts the other way round in 3-D parameters.
-CASES = (("llama", "esi"), ("llama", "sigma"), ("gpt2", "gradient_times_weight"), ("gpt_oss", "esi"))
+CASES = (
+    ("llama", "esi"),
+    ("llama", "snip"),
+    ("llama", "sigma"),
+    ("gpt2", "gradient_times_weight"),
+    ("gpt_oss", "esi"),
+    ("gpt_oss", "snip"),
+)
 SCOPES: tuple[Scope, ...] = ("global", "per_layer", "per_tensor", "per_row")
 DIRECTIONS: tuple[Direction, ...] = ("top", "bottom")
 
@@ -74,7 +81,7 @@ def without_feed_forward() -> LanguageModel:
 def refusals(lm: LanguageModel, folder: Path) -> list[str]:
     prompts = prompt_set("asked", REQUESTS, REFUSALS)
     attempts: list[Callable[[], Any]] = [
-        lambda: locate(lm, prompts, "snip"),
+        lambda: locate(lm, prompts, "wanda"),
         lambda: locate(lm, prompts, "esi", estimator="policy_gradient"),
         lambda: locate(lm, prompts, "esi", checkpoint=folder / "state"),
         lambda: locate_all(lm, prompts, ["esi"]),

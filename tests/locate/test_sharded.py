@@ -90,8 +90,8 @@ def test_ties_go_to_the_first_across_processes(ended: Ended) -> None:
 
 def test_what_does_not_work_is_refused(ended: Ended) -> None:
     for noted in ended.noted:
-        snip, policy_gradient, checkpoint, several, again, unused = noted["refused"]
-        assert "UsageError: The method snip" in snip
+        wanda, policy_gradient, checkpoint, several, again, unused = noted["refused"]
+        assert "UsageError: The method wanda" in wanda
         assert "UsageError: The method esi with these settings" in policy_gradient
         assert "give no checkpoint" in checkpoint
         assert "one method at a time" in several

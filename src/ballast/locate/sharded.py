@@ -24,8 +24,8 @@ from ballast.models import LanguageModel
 from ballast.progress import track
 from ballast.shards import mesh_of, own_part, summed
 
-# They ask for signed sums of gradients, or look at each weight and its matrix; the others read inputs or answers.
-WORKING = ("esi", "gradient", "gradient_times_weight", "magnitude", "sigma")
+# They ask for sums of gradients, or look at each weight and its matrix; the others read inputs or answers.
+WORKING = ("esi", "snip", "gradient", "gradient_times_weight", "magnitude", "sigma")
 
 
 def is_sharded(lm: LanguageModel) -> bool:
@@ -52,16 +52,17 @@ class PassesOverProcesses:
     """Makes the passes that methods ask for, the batches being dealt out to the processes in turn."""
 
     def gradients(self, task: Task, rows: Sequence[WeightedRow], fold: Fold) -> dict[str, torch.Tensor]:
-        """See `Task.gradients`; the sums are spread as the parameters are. Signed sums only.
+        """See `Task.gradients`; the sums are spread as the parameters are.
+
+        For `absolute` each row is a batch of its own, so that its gradient is known.
 
         Raises:
             NumericalError: A loss is not finite; only in the process that runs the rows.
             ModelError: No gradient reached a parameter.
         """
-        assert fold == "sum"
         parameters = eligible_parameters(task.lm)
         sums = zeros(parameters)
-        batches = batched(rows, task.batch_size)
+        batches = batched(rows, task.batch_size if fold == "sum" else 1)
         rank, processes = dist.get_rank(), dist.get_world_size()
         turns = [batches[start : start + processes] for start in range(0, len(batches), processes)]
         exchange = Exchange(task.lm)
@@ -70,7 +71,7 @@ class PassesOverProcesses:
             gradient = parameters[name].grad
             assert gradient is not None
             for part in exchange.parts(gradient)[: len(turn)]:
-                own_part(sums[name]).add_(part)
+                own_part(sums[name]).add_(part if fold == "sum" else part.abs())
             parameters[name].grad = None
 
         with only_trainable(task.lm.model, set(parameters)):
