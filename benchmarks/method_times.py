@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from peft import LoraConfig, get_peft_model
-from results import write_result
+from results import FOLDER, write_result
 
 from ballast import METHODS, Patch, open_model
+from ballast.runs import read_json
 
 PATCH = Path("runs/main_job/patch.safetensors")
 PROMPTS, LIMIT = "builtin/refusals", 64
@@ -42,9 +43,10 @@ def adapter(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", default=sorted(METHODS))
+    parser.add_argument("methods", nargs="*", default=sorted(METHODS), help="Results of the others are kept.")
     arguments = parser.parse_args()
-    seconds: dict[str, float] = {}
+    earlier = FOLDER / "method_times.json"
+    seconds: dict[str, float] = read_json(earlier)["results"]["seconds"] if earlier.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         hardened, lora = second_checkpoint(place / "hardened"), adapter(place / "adapter")
@@ -63,11 +65,11 @@ def main() -> None:
                 PROMPTS,
                 "--limit",
                 str(LIMIT),
-                "--fraction",
-                FRACTION,
                 "--out",
                 str(place / method),
             ]
+            if METHODS[method].granularity != "layer":  # layers are few; the method chooses
+                command += ["--fraction", FRACTION]
             command += [word for setting in needs.get(method, []) for word in ("--setting", setting)]
             start = time.perf_counter()
             run = subprocess.run(command, capture_output=True, text=True, check=False)
