@@ -57,6 +57,14 @@ def first_entry(tensor: torch.Tensor) -> int:
     return first_row(tensor) * math.prod(tensor.shape[1:])
 
 
+def own_indices(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Which of the flat indices (k,) of a whole tensor this process holds, as flat indices of `own_part`."""
+    if mesh_of(tensor) is None:
+        return indices
+    first = first_entry(tensor)
+    return indices[(indices >= first) & (indices < first + own_part(tensor).numel())] - first
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with the parts of all processes, on each of them; communicates."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -83,10 +91,16 @@ def joined(own: Integers, mesh: DeviceMesh | None) -> Integers:
     """The (k,) integers of all processes one after the other; communicates."""
     if mesh is None:
         return own
-    part = torch.from_numpy(own).to(mesh.device_type)
+    return joined_tensors(torch.from_numpy(own).to(mesh.device_type), mesh).cpu().numpy()
+
+
+def joined_tensors(part: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:
+    """The (k,) tensors of all processes one after the other; communicates."""
+    if mesh is None:
+        return part
     lengths = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(mesh.size())]
     dist.all_gather(lengths, torch.tensor([len(part)], device=part.device), group=mesh.get_group())
     longest = max(map(int, lengths))
     received = [part.new_zeros(longest) for _ in lengths]
     dist.all_gather(received, torch.nn.functional.pad(part, (0, longest - len(part))), group=mesh.get_group())
-    return torch.cat([piece[: int(length)] for piece, length in zip(received, lengths, strict=True)]).cpu().numpy()
+    return torch.cat([piece[: int(length)] for piece, length in zip(received, lengths, strict=True)])

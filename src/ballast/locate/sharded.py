@@ -1,18 +1,15 @@
 """Sums of gradients on a model that is spread over processes: the batches are dealt out, the sums are those of one.
 
-A sum of floating-point numbers depends on its order, and reduce-scatter would add the gradients of all processes to
-each other before they are added to the sum. So they are exchanged as they are: every process gets its rows of each of
-them, and adds them to its rows of the sum in the order of the batches, as one process does.
+Every process gets its rows of the gradient of each batch, and adds them to its rows of the sum in the order of the
+batches, as one process does; see `ballast.models.exchange`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from ballast.errors import ModelError, UsageError
@@ -21,6 +18,7 @@ from ballast.locate.inputs import Reader
 from ballast.locate.registry import Method, Task
 from ballast.locate.rows import WeightedRow
 from ballast.models import LanguageModel
+from ballast.models.exchange import Exchange, own_of, turns_of
 from ballast.progress import track
 from ballast.shards import mesh_of, own_part, summed
 
@@ -63,8 +61,6 @@ class PassesOverProcesses:
         parameters = eligible_parameters(task.lm)
         sums = zeros(parameters)
         batches = batched(rows, task.batch_size if fold == "sum" else 1)
-        rank, processes = dist.get_rank(), dist.get_world_size()
-        turns = [batches[start : start + processes] for start in range(0, len(batches), processes)]
         exchange = Exchange(task.lm)
 
         def consume(name: str) -> None:
@@ -80,9 +76,8 @@ class PassesOverProcesses:
                 for name, parameter in parameters.items()
             ]
             try:
-                for turn in track(turns, "Gradients"):
-                    # A process that the last turn leaves without a batch runs one again, which is not added.
-                    weighted_likelihood(task.lm, turn[min(rank, len(turn) - 1)]).backward()
+                for turn in track(turns_of(batches), "Gradients"):
+                    weighted_likelihood(task.lm, own_of(turn)).backward()
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -100,42 +95,3 @@ def _require_gradients(sums: dict[str, torch.Tensor]) -> None:
     missed = [name for name, processes in zip(sums, found, strict=True) if not processes]
     if missed:
         raise ModelError(f"No gradient reached {len(missed)} parameters ({missed[0]}); the model does not use them.")
-
-
-class Exchange:
-    """Takes the place of reduce-scatter: a process gets its rows of the gradients of each process, not their sum."""
-
-    def __init__(self, lm: LanguageModel) -> None:
-        """Let the gradients of a sharded model be exchanged this way from now on, unscaled."""
-        comm: Any = self
-        for module in lm.model.modules():
-            if isinstance(module, FSDPModule):
-                module.set_custom_reduce_scatter(comm)
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # together with the factor: no scaling
-                module.set_reduce_scatter_unused_params(True)  # an expert may have no token in one process only
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Memory for the gradients of one block."""
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: dist.ProcessGroup,
-        op: object,
-        async_op: bool = False,
-    ) -> None:
-        """Exchange the gradients of one block, (processes * n,); FSDP cuts single ones out of the output."""
-        self._received = torch.empty_like(input_tensor).view(group.size(), -1)  # (processes, n)
-        dist.all_to_all_single(self._received.view(-1), input_tensor, group=group)
-        self._cut_from = output_tensor
-        output_tensor.copy_(self._received[group.rank()])
-
-    def parts(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The rows that this process holds of one parameter's gradient in each process, (processes, *rows)."""
-        own = own_part(gradient)
-        assert own.untyped_storage().data_ptr() == self._cut_from.untyped_storage().data_ptr()
-        start = own.storage_offset()
-        return self._received[:, start : start + own.numel()].view(len(self._received), *own.shape)

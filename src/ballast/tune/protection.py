@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ballast.errors import ProtectionError
+from ballast.shards import own_indices, own_part
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -32,7 +33,9 @@ class Protection:
             indices: Flat row-major indices (k,) of the protected weights, by parameter name.
         """
         self.restored = 0
-        self._indices = {name: index.to(parameters[name].device) for name, index in indices.items()}
+        self._indices = {
+            name: own_indices(parameters[name], index.to(parameters[name].device)) for name, index in indices.items()
+        }
         self._values = {name: self._gathered(parameters[name], name) for name in indices}
         self._parameters = {name: parameters[name] for name in indices}
 
@@ -59,7 +62,7 @@ class Protection:
     def restore(self, names: Iterable[str] | None = None) -> None:
         """Write the values back; those of all parameters, or of `names`, whose gradients are no longer needed."""
         for name in self._parameters if names is None else names:
-            self._parameters[name].view(-1)[self._indices[name]] = self._values[name]
+            own_part(self._parameters[name]).view(-1)[self._indices[name]] = self._values[name]
         self.restored += 1
 
     def changed(self) -> int:
@@ -88,7 +91,7 @@ class Protection:
         return found
 
     def _gathered(self, parameter: Parameter, name: str) -> torch.Tensor:
-        return parameter.detach().reshape(-1).index_select(0, self._indices[name])
+        return own_part(parameter).detach().reshape(-1).index_select(0, self._indices[name])
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

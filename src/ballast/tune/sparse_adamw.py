@@ -5,7 +5,8 @@ Gradients are gathered into an fp32 buffer as soon as autograd finishes them and
 of 1e-5 on a weight of 0.02 is mostly lost when it is made in place.
 
 In fp32 and without clipping the weights equal, bit for bit, those of dense AdamW that restores all other entries after
-each step.
+each step. Of a model that is spread over processes each of them keeps the entries that it holds; together they compute
+what one process does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch.nn import Parameter
 
 from ballast.errors import NumericalError, RegionError
+from ballast.models.exchange import Exchange
+from ballast.shards import joined_tensors, mesh_of, own_indices, own_part
 
 BYTES_PER_ENTRY = 20  # index 4, master 4, two moments 8, gradient buffer 4
 INT32_LIMIT = 2**31
@@ -26,7 +29,9 @@ class SparseAdamW:
     """AdamW on entries of parameters; use as a context manager, so that its hooks are removed.
 
     Attributes:
-        masters: fp32 values of the selected entries, (k,) per parameter name.
+        masters: fp32 values of the selected entries that this process holds, (k,) per parameter name.
+        entries: How many weights are trained, by all processes.
+        batches: Of how many processes the next gradients count, where they are exchanged.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class SparseAdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         foreach: bool | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         """Take over the selected entries.
 
@@ -50,6 +56,7 @@ class SparseAdamW:
             eps: AdamW's epsilon.
             weight_decay: Decoupled weight decay of the selected entries.
             foreach: Passed to torch's AdamW.
+            exchange: Of a model that is spread over processes: brings the gradients of all of them.
 
         Raises:
             RegionError: No entry is selected.
@@ -57,11 +64,18 @@ class SparseAdamW:
         if not any(len(index) for index in indices.values()):
             raise RegionError("The region selects no weight of this model; locate it on the model that is tuned.")
         self.parameters = {name: parameters[name] for name, index in indices.items() if len(index)}
+        self.entries = sum(len(indices[name]) for name in self.parameters)
+        self.batches = 1
         self.indices = {
-            name: indices[name].to(value.device, torch.int32 if value.numel() < INT32_LIMIT else torch.int64)
+            name: own_indices(
+                value, indices[name].to(value.device, torch.int32 if value.numel() < INT32_LIMIT else torch.int64)
+            )
             for name, value in self.parameters.items()
         }
-        self.masters = {name: Parameter(self._gather(name, value.detach())) for name, value in self.parameters.items()}
+        self._exchange = exchange
+        self.masters = {
+            name: Parameter(self._gather(name, own_part(value).detach())) for name, value in self.parameters.items()
+        }
         self._buffers = {name: torch.zeros_like(master) for name, master in self.masters.items()}
         self._optimizer = torch.optim.AdamW(
             self.masters.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=foreach
@@ -86,13 +100,10 @@ class SparseAdamW:
     def _consume(self, name: str) -> None:
         gradient = self.parameters[name].grad
         assert gradient is not None
-        self._buffers[name] += self._gather(name, gradient)
+        parts = [gradient] if self._exchange is None else self._exchange.parts(gradient)[: self.batches]
+        for part in parts:
+            self._buffers[name] += self._gather(name, part)
         self.parameters[name].grad = None
-
-    @property
-    def entries(self) -> int:
-        """How many weights are trained."""
-        return sum(len(index) for index in self.indices.values())
 
     @property
     def state_bytes(self) -> int:
@@ -113,9 +124,8 @@ class SparseAdamW:
         Raises:
             NumericalError: It is not finite.
         """
-        norm = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(value) for value in self._buffers.values()])
-        )
+        whole = [joined_tensors(value, mesh_of(self.parameters[name])) for name, value in self._buffers.items()]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in whole]))
         if not torch.isfinite(norm):
             raise NumericalError("The gradient is not finite; use a smaller learning rate or a model in float32.")
         return float(norm)
@@ -135,12 +145,13 @@ class SparseAdamW:
     def write(self, values: Mapping[str, torch.Tensor]) -> None:
         """Put values (k,) per name into the selected entries of the weights; the masters do not change."""
         for name, parameter in self.parameters.items():
-            parameter.view(-1)[self.indices[name]] = values[name].to(parameter.dtype)
+            own_part(parameter).view(-1)[self.indices[name]] = values[name].to(parameter.dtype)
 
     def current(self) -> dict[str, torch.Tensor]:
         """A copy of the selected entries (k,) per name, in the dtype of the weights."""
         return {
-            name: value.detach().view(-1).index_select(0, self.indices[name]) for name, value in self.parameters.items()
+            name: own_part(value).detach().view(-1).index_select(0, self.indices[name])
+            for name, value in self.parameters.items()
         }
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
