@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
+from rich.table import Table
 
 from ballast.cli.options import Model
-from ballast.cli.output import show
+from ballast.cli.output import show, table
+from ballast.errors import PatchError
 from ballast.models import open_model
-from ballast.patches import Patch, export
+from ballast.patches import Patch, export, stack
+from ballast.patches.stack import OnConflict
 
 patch_app = typer.Typer(help="Look at, combine and apply patches.", no_args_is_help=True, rich_markup_mode=None)
 PatchPath = Annotated[Path, typer.Argument(help="Patch file.")]
 Folder = Annotated[Path, typer.Option(help="New folder for the checkpoint.")]
+
+
+def refuse_existing(path: Path) -> None:
+    """Never write over something that is there.
+
+    Raises:
+        PatchError: The path is taken.
+    """
+    if path.exists():
+        raise PatchError(f"{path} exists; give a new file.")
+
+
+def conflict_tables(conflicts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """The table of disputed weights; none without any."""
+    rows = [
+        (name, f"{row['entries']:,}", f"{100 * row['share']:.3g}", f"{row['largest']:.3g}")
+        for name, row in conflicts.items()
+    ]
+    columns = ("tensor", "weights", "% of those set", "largest difference")
+    return [table("Set to different values", columns, rows)] if rows else []
 
 
 @patch_app.command()
@@ -28,9 +52,33 @@ def info(patch: PatchPath) -> None:
 
 @patch_app.command()
 def diff(first: PatchPath, second: PatchPath) -> None:
-    """Two patches side by side, as counts of weights."""
+    """Two patches side by side: shared weights, and those set to different values, by tensor."""
     found = dataclasses.asdict(Patch.load(first).diff(Patch.load(second)))
-    show(found, (), "\n".join(f"{name}: {value}" for name, value in found.items()))
+    counts = "\n".join(f"{name}: {value}" for name, value in found.items() if name != "conflicts")
+    show(found, conflict_tables(found["conflicts"]), counts)
+
+
+@patch_app.command("stack")
+def stack_(
+    model: Model,
+    patches: Annotated[list[Path], typer.Argument(help="Patch files, in order.")],
+    out: Annotated[Path, typer.Option(help="New patch file.")],
+    on_conflict: Annotated[
+        str, typer.Option(help="For weights set to different values: error, last or sum (of the changes).")
+    ] = "error",
+) -> None:
+    """One patch with the effect of several on their common base."""
+    refuse_existing(out)
+    lm = open_model(model)
+    made = stack([Patch.load(path) for path in patches], lm.model, on_conflict=cast("OnConflict", on_conflict))
+    made.patch.save(out)
+    conflicts = {name: dataclasses.asdict(conflict) for name, conflict in made.conflicts.items()}
+    entries = made.patch.info().entries
+    show(
+        {"patch": str(out), "entries": entries, "conflicts": conflicts},
+        conflict_tables(conflicts),
+        f"{entries:,} weights, {sum(row['entries'] for row in conflicts.values()):,} of them disputed. Patch: {out}",
+    )
 
 
 @patch_app.command("apply")

@@ -1,9 +1,10 @@
 """Sparse changes of a model's weights, exact in both directions."""
 
-from ballast.patches.difference import PatchDifference
+from ballast.patches.difference import Conflict, PatchDifference
 from ballast.patches.entries import Entries
 from ballast.patches.export import export
 from ballast.patches.header import Origin
 from ballast.patches.patch import Patch, PatchInfo
+from ballast.patches.stack import Stacked, stack
 
-__all__ = ["Entries", "Origin", "Patch", "PatchDifference", "PatchInfo", "export"]
+__all__ = ["Conflict", "Entries", "Origin", "Patch", "PatchDifference", "PatchInfo", "Stacked", "export", "stack"]

@@ -180,14 +180,16 @@ class Patch:
         )
 
     def diff(self, other: Patch) -> PatchDifference:
-        """Count the entries that two patches share, and whether they set them to the same values."""
-        shared, same = count_shared(self.entries, other.entries)
+        """Count the entries that two patches share, and those that they set to different values."""
+        shared, conflicts = count_shared(self.entries, other.entries)
+        different = sum(conflict.entries for conflict in conflicts.values())
         common = self.entries.keys() & other.entries.keys()
         return PatchDifference(
             shared=shared,
-            same=same,
-            different=shared - same,
+            same=shared - different,
+            different=different,
             only_first=self.info().entries - shared,
             only_second=other.info().entries - shared,
             same_base=all(self.header.tensors[name].base == other.header.tensors[name].base for name in common),
+            conflicts=conflicts,
         )

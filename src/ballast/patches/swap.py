@@ -10,7 +10,7 @@ import torch
 from ballast.errors import PatchError
 from ballast.models.fingerprint import tensor_fingerprint
 from ballast.patches.entries import Entries
-from ballast.patches.header import Header
+from ballast.patches.header import Header, TensorRecord
 
 State = Literal["base", "patched"]
 
@@ -22,7 +22,7 @@ def state_of(model: torch.nn.Module, header: Header) -> State:
         PatchError: They are neither.
     """
     states: set[State] = {"base", "patched"}
-    for name, parameter in _parameters(model, header).items():
+    for name, parameter in patched_parameters(model, header).items():
         found = tensor_fingerprint(parameter)
         states -= {state for state in states if getattr(header.tensors[name], state) != found}
         if not states:
@@ -45,13 +45,21 @@ def swap(model: torch.nn.Module, header: Header, entries: Mapping[str, Entries],
             if wanted == "patched"
             else "The patch is not applied to this model; there is nothing to revert."
         )
-    parameters = _parameters(model, header)
+    parameters = patched_parameters(model, header)
     for name, parameter in parameters.items():
-        outcome = written(parameter, entries[name], wanted)
-        if tensor_fingerprint(outcome) != getattr(header.tensors[name], wanted):
-            raise PatchError(f"The patch does not make {name} what it promises, so it is damaged; make it again.")
+        check_outcome(name, parameter, entries[name], header.tensors[name], wanted)
     for name, parameter in parameters.items():
         _write(parameter.detach(), entries[name], wanted)
+
+
+def check_outcome(name: str, tensor: torch.Tensor, entries: Entries, record: TensorRecord, wanted: State) -> None:
+    """Make sure that the entries take a tensor to the state that the header promises; nothing is written.
+
+    Raises:
+        PatchError: They do not.
+    """
+    if tensor_fingerprint(written(tensor, entries, wanted)) != getattr(record, wanted):
+        raise PatchError(f"The patch does not make {name} what it promises, so it is damaged; make it again.")
 
 
 def written(tensor: torch.Tensor, entries: Entries, wanted: State) -> torch.Tensor:
@@ -66,8 +74,12 @@ def _write(tensor: torch.Tensor, entries: Entries, wanted: State) -> None:
     tensor.put_(entries.indices.to(tensor.device, torch.int64), source.to(tensor.device))  # flat, whatever the strides
 
 
-def _parameters(model: torch.nn.Module, header: Header) -> dict[str, torch.nn.Parameter]:
-    """The parameters that a patch touches, each of the recorded shape and dtype."""
+def patched_parameters(model: torch.nn.Module, header: Header) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a patch touches, each of the recorded shape and dtype.
+
+    Raises:
+        PatchError: The model lacks one, or has another shape or dtype.
+    """
     named = dict(model.named_parameters())  # a tied weight once
     for name, record in header.tensors.items():
         found = named.get(name)

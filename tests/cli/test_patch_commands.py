@@ -1,0 +1,83 @@
+"""The commands that publish patches: what they print, what they write, how they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ballast import Patch, open_model
+from ballast.cli import main
+from ballast.patches import Origin
+from tests.cli.test_commands import checkpoint, value, weights
+from tests.e2e.world import make_checkpoint
+
+__all__ = ["checkpoint"]  # a fixture
+
+NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+def make_patch(base: Path, path: Path, moved: dict[int, float]) -> Path:
+    """A patch file that adds the given numbers to entries of one tensor."""
+    lm = open_model(base, device="cpu")
+    flat = lm.model.get_parameter(NAME).detach().view(-1)
+    previous = flat[list(moved)].clone()
+    values = previous + previous.new_tensor(list(moved.values()))
+    changes = {NAME: (flat.new_tensor(list(moved)).long(), values, previous)}
+    Patch.from_values(changes, lm.model, base=Origin(source="owner/tiny", name="tiny")).save(path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code in (1, 2)
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def patches(checkpoint: Path, tmp_path: Path) -> list[Path]:
+    """Two patches of one base that set entry 3 to different values."""
+    return [
+        make_patch(checkpoint, tmp_path / "first.safetensors", {3: 1.0, 4: 1.0}),
+        make_patch(checkpoint, tmp_path / "second.safetensors", {3: 3.0, 9: 1.0}),
+    ]
+
+
+class TestStack:
+    def test_conflicts_are_shown_and_settled(
+        self, checkpoint: Path, patches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = value(capsys, "patch", "diff", *patches)
+        assert found["conflicts"] == {NAME: {"entries": 1, "share": 1 / 3, "largest": pytest.approx(2)}}
+        assert (found["shared"], found["same"], found["different"]) == (1, 0, 1)
+        out = tmp_path / "both.safetensors"
+        call = ["patch", "stack", checkpoint, *patches, "--out", out]
+        assert "on_conflict last or sum" in refused(capsys, *call)
+        assert not out.exists()
+        made = value(capsys, *call, "--on-conflict", "last")
+        assert (made["entries"], made["conflicts"]) == (3, found["conflicts"])
+        both = Patch.load(out).entries[NAME]
+        assert both.values[0] == Patch.load(patches[1]).entries[NAME].values[0]
+        assert "exists" in refused(capsys, *call, "--on-conflict", "sum")
+
+    def test_applied_and_reverted(
+        self, checkpoint: Path, patches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "both.safetensors"
+        value(capsys, "patch", "stack", checkpoint, *patches, "--out", out, "--on-conflict", "sum")
+        value(capsys, "patch", "apply", checkpoint, out, "--out", tmp_path / "applied")
+        value(capsys, "patch", "revert", tmp_path / "applied", out, "--out", tmp_path / "reverted")
+        assert weights(tmp_path / "applied") != weights(checkpoint) == weights(tmp_path / "reverted")
+
+    def test_bad_input(
+        self, checkpoint: Path, patches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "both.safetensors"
+        options = ("--out", out, "--on-conflict", "last")
+        assert "at least two" in refused(capsys, "patch", "stack", checkpoint, patches[0], *options)
+        other = make_checkpoint(tmp_path / "other", seed=4)
+        assert "made for other values" in refused(capsys, "patch", "stack", other, *patches, *options)
+        patches[1].write_bytes(patches[1].read_bytes()[:-1])
+        assert "is damaged" in refused(capsys, "patch", "stack", checkpoint, *patches, *options)
+        assert not out.exists()
