@@ -9,7 +9,7 @@ import pytest
 from ballast import Patch, open_model
 from ballast.cli import main
 from ballast.patches import Origin
-from tests.cli.test_commands import checkpoint, value, weights
+from tests.cli.test_commands import checkpoint, printed, value, weights
 from tests.e2e.world import make_checkpoint
 
 __all__ = ["checkpoint"]  # a fixture
@@ -81,3 +81,16 @@ class TestStack:
         patches[1].write_bytes(patches[1].read_bytes()[:-1])
         assert "is damaged" in refused(capsys, "patch", "stack", checkpoint, *patches, *options)
         assert not out.exists()
+
+
+class TestExportAdapter:
+    def test_written_and_described(
+        self, checkpoint: Path, patches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "adapter"
+        found = value(capsys, "patch", "export-adapter", checkpoint, patches[0], "--out", out)
+        assert (found["rank"], found["tensors"], found["entries"], found["padding"]) == (1, 1, 2, 32 + 48 - 2)
+        assert {file.name for file in out.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+        assert "not empty" in refused(capsys, "patch", "export-adapter", checkpoint, patches[0], "--out", out)
+        text = printed(capsys, "patch", "export-adapter", checkpoint, patches[0], "--out", tmp_path / "again")
+        assert "2 weights of 1 matrices as SHiRA with r = 1, which adds 78 zeros" in text

@@ -14,7 +14,7 @@ from ballast.cli.options import Model
 from ballast.cli.output import show, table
 from ballast.errors import PatchError
 from ballast.models import open_model
-from ballast.patches import Patch, export, stack
+from ballast.patches import Patch, export, export_adapter, stack
 from ballast.patches.stack import OnConflict
 
 patch_app = typer.Typer(help="Look at, combine and apply patches.", no_args_is_help=True, rich_markup_mode=None)
@@ -95,3 +95,17 @@ def revert(model: Model, patch: PatchPath, out: Folder) -> None:
     Patch.load(patch).revert(lm.model)
     folder = export(lm, None, out)
     show({"checkpoint": str(folder)}, (), f"Checkpoint: {folder}")
+
+
+@patch_app.command("export-adapter")
+def export_adapter_(
+    model: Model, patch: PatchPath, out: Annotated[Path, typer.Option(help="New folder for the adapter.")]
+) -> None:
+    """Write a patch of linear layers as a SHiRA adapter, which PEFT opens."""
+    found = export_adapter(open_model(model), Patch.load(patch), out)
+    show(
+        {"adapter": str(out), **dataclasses.asdict(found)},
+        (),
+        f"{found.entries:,} weights of {found.tensors} matrices as SHiRA with r = {found.rank}, which adds "
+        f"{found.padding:,} zeros. {found.rounded:,} sums round to another value than the patch's. Adapter: {out}",
+    )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ballast.errors import PatchError, RunError
 from ballast.models import LanguageModel
 from ballast.models.streaming import require_in_memory
+from ballast.patches.folder import new_folder
 from ballast.patches.patch import Patch
 
 # Settings of `generate` that do nothing unless it samples.
@@ -40,24 +37,10 @@ def export(lm: LanguageModel, patch: Patch | None, folder: Path | str) -> Path:
     """
     require_in_memory(lm.model.parameters())
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise PatchError(f"{folder} is not empty; give a new folder for the checkpoint.")
-    partial = folder.parent / f".{folder.name}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # left behind by an export that was killed
-        partial.mkdir(parents=True)
+    with new_folder(folder, "checkpoint") as partial:
         with patch.applied(lm.model) if patch else nullcontext(), _valid_generation_settings(lm.model):
             lm.model.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)
-        for file in filter(Path.is_file, partial.rglob("*")):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        partial.replace(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(f"Cannot write {folder} ({reason}); free some disk space or choose another folder.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
