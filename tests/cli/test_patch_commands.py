@@ -94,3 +94,21 @@ class TestExportAdapter:
         assert "not empty" in refused(capsys, "patch", "export-adapter", checkpoint, patches[0], "--out", out)
         text = printed(capsys, "patch", "export-adapter", checkpoint, patches[0], "--out", tmp_path / "again")
         assert "2 weights of 1 matrices as SHiRA with r = 1, which adds 78 zeros" in text
+
+
+class TestCard:
+    def test_written_once(self, patches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = tmp_path / "README.md"
+        call = ["patch", "card", patches[0], "--license", "mit", "--base-model", "owner/name", "--out", out]
+        assert value(capsys, *call)["missing"] == ["No run was given, so no measurement is shown."]
+        written = out.read_text()
+        assert written.startswith("---\nbase_model: owner/name\nlicense: mit\n---\n\n# Patch for tiny\n")
+        assert "exists" in refused(capsys, *call)
+        assert out.read_text() == written
+
+    def test_bad_input(self, patches: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = tmp_path / "README.md"
+        assert "is not a file" in refused(capsys, "patch", "card", tmp_path / "none", "--out", out)
+        assert "is not a folder" in refused(capsys, "patch", "card", patches[0], "--run", tmp_path / "no", "--out", out)
+        assert "Cannot write" in refused(capsys, "patch", "card", patches[0], "--out", patches[0] / "README.md")
+        assert not out.exists()

@@ -55,6 +55,13 @@ class TestFile:
         with pytest.raises(PatchError, match="is damaged"):
             Patch.load(path)
 
+    def test_empty(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as opened:
+            found = json.loads(opened.metadata()["ballast"])
+        save_file({}, path, {"ballast": json.dumps({**found, "tensors": {}})})
+        with pytest.raises(PatchError, match=r"do not fit \(no tensor\)"):
+            Patch.load(path)
+
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(PatchError, match="is not a file"):
             Patch.load(tmp_path / "none")

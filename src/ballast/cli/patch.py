@@ -16,6 +16,8 @@ from ballast.errors import PatchError
 from ballast.models import open_model
 from ballast.patches import Patch, export, export_adapter, stack
 from ballast.patches.stack import OnConflict
+from ballast.report import patch_card
+from ballast.runs import write_text
 
 patch_app = typer.Typer(help="Look at, combine and apply patches.", no_args_is_help=True, rich_markup_mode=None)
 PatchPath = Annotated[Path, typer.Argument(help="Patch file.")]
@@ -109,3 +111,18 @@ def export_adapter_(
         f"{found.entries:,} weights of {found.tensors} matrices as SHiRA with r = {found.rank}, which adds "
         f"{found.padding:,} zeros. {found.rounded:,} sums round to another value than the patch's. Adapter: {out}",
     )
+
+
+@patch_app.command()
+def card(
+    patch: PatchPath,
+    out: Annotated[Path, typer.Option(help="New file, such as README.md.")],
+    run: Annotated[Path | None, typer.Option(help="Run that made and measured the patch.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="Licence, as the hub names it.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the base, if the patch does not name it.")] = None,
+) -> None:
+    """Write a model card with the measured numbers of a run; what is missing is said."""
+    refuse_existing(out)
+    made = patch_card(patch, run, license_id=license_id, base_model=base_model)
+    write_text(out, made.text)
+    show({"card": str(out), "missing": made.missing}, (), "\n".join([*made.missing, f"Card: {out}"]))

@@ -64,7 +64,7 @@ def stack(patches: Sequence[Patch], model: torch.nn.Module, *, on_conflict: OnCo
             conflicts[name] = conflict
     if conflicts and on_conflict == "error":
         raise PatchError(_refusal(conflicts))
-    made = [{"base": patch.header.base.model_dump(), "settings": patch.header.settings} for patch in patches]
+    made = {str(number): patch.header.settings for number, patch in enumerate(patches, start=1)}
     settings = {"verb": "stack", "on_conflict": on_conflict, "patches": made}
     return Stacked(Patch.from_values(changes, model, base=patches[0].header.base, settings=settings), conflicts)
 

@@ -1,5 +1,6 @@
-"""One self-contained page about a run directory, for a person to read."""
+"""What a run directory holds, for people: one self-contained page, and the model card of a patch."""
 
+from ballast.report.card import Card, patch_card
 from ballast.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["Card", "patch_card", "write_report"]
