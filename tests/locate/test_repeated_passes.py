@@ -100,10 +100,12 @@ def test_a_row_longer_than_the_sliding_window_shares_no_beginning(length: int) -
 
 def test_batches_are_of_similar_length() -> None:
     lm = tiny_lm("llama")
-    batches = prompt_batches(lm, PROMPTS, batch_size=2)
+    batches = prompt_batches(lm, prompt_set("harmful", ["." * length for length in range(10)]), batch_size=1)
+    assert [len(batch.rest.input_ids) for batch in batches] == [4, 4, 2]
     lengths = [batch.rest.attention_mask.sum(dim=1).tolist() for batch in batches]
     assert lengths == [sorted(one, reverse=True) for one in lengths]
     assert min(lengths[0]) >= max(lengths[1])
+    assert min(lengths[1]) >= max(lengths[2])
     assert all(batch.rest.attention_mask[:, -1].all() for batch in batches)
 
 

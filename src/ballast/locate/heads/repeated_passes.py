@@ -19,6 +19,7 @@ from ballast.prompts.batches import TokenBatch, collate
 from ballast.prompts.chat import Rendered, check_length, render
 
 SHORTEST_BEGINNING = 8  # tokens; computing less than this apart costs more calls than it saves
+FORWARD_ONLY = 4  # times the rows of a batch that also goes backward take about the same memory
 
 
 class PromptBatch(NamedTuple):
@@ -48,6 +49,11 @@ class LastToken(NamedTuple):
 def prompt_batches(lm: LanguageModel, prompts: PromptSet, batch_size: int) -> list[PromptBatch]:
     """The prompts as batches of similar length.
 
+    Args:
+        lm: The model.
+        prompts: They get no answers.
+        batch_size: Rows per backward pass; there is none here, so a batch has more.
+
     Raises:
         PromptError: A prompt is longer than the context.
     """
@@ -58,7 +64,8 @@ def prompt_batches(lm: LanguageModel, prompts: PromptSet, batch_size: int) -> li
     shared = _shared(lm, ordered)
     beginning = torch.tensor([ordered[0][:shared]], dtype=torch.long, device=lm.device)
     rests = [Rendered(ids[shared:], len(ids) - shared) for ids in ordered]
-    groups = [rests[start : start + batch_size] for start in range(0, len(rests), batch_size)]
+    size = FORWARD_ONLY * batch_size
+    groups = [rests[start : start + size] for start in range(0, len(rests), size)]
     return [PromptBatch(beginning, collate(group, lm.pad_id, "left").to(lm.device)) for group in groups]
 
 
@@ -107,7 +114,7 @@ def forward(lm: LanguageModel, batch: PromptBatch, cache: DynamicCache | None = 
 def begin(lm: LanguageModel, batch: PromptBatch) -> DynamicCache:
     """Keys and values of the beginning, once for each row of the batch."""
     cache = DynamicCache(config=lm.model.config)
-    lm.model(input_ids=batch.beginning, past_key_values=cache, logits_to_keep=1, use_cache=True)
+    lm.model.base_model(input_ids=batch.beginning, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(batch.rest.input_ids))
     return cache
 
