@@ -100,7 +100,7 @@ def test_a_row_longer_than_the_sliding_window_shares_no_beginning(length: int) -
 
 def test_batches_are_of_similar_length() -> None:
     lm = tiny_lm("llama")
-    batches = prompt_batches(lm, prompt_set("harmful", ["." * length for length in range(10)]), batch_size=1)
+    batches = prompt_batches(lm, prompt_set("harmful", ["." * length for length in range(1, 11)]), batch_size=1)
     assert [len(batch.rest.input_ids) for batch in batches] == [4, 4, 2]
     lengths = [batch.rest.attention_mask.sum(dim=1).tolist() for batch in batches]
     assert lengths == [sorted(one, reverse=True) for one in lengths]
