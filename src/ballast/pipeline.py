@@ -18,6 +18,7 @@ from ballast.regions import Region, carried
 from ballast.report import write_report
 from ballast.runs import RunDirectory, write_json
 from ballast.tune import FinetuneSettings, HardenSettings, finetune, harden
+from ballast.tune.finetune import mixed_in
 from ballast.tune.harden import HARMLESS, REFUSALS
 
 SAFETY = ("builtin/harmful/test",)
@@ -146,7 +147,8 @@ def finetune_and_measure(
     """
     folder, rows, chosen = Path(out), as_prompt_set(data), settings or FinetuneSettings()
     sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
-    require_disjoint([rows], sets.values())
+    tuned_on = {one.name: one for one in (rows, *mixed_in(chosen))}
+    require_disjoint(tuned_on.values(), sets.values())
     lm = open_model(model)
     if protect:
         protect.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})
@@ -156,11 +158,11 @@ def finetune_and_measure(
     run = RunDirectory.open(
         folder,
         "finetune_and_measure",
-        dataclasses.asdict(chosen),
+        chosen.record(),
         {
             "model": lm.identity(),
             "region": protect.region_id if protect else None,
-            "prompt_sets": {name: prompts.identity() for name, prompts in (sets | {rows.name: rows}).items()},
+            "prompt_sets": {name: prompts.identity() for name, prompts in (sets | tuned_on).items()},
         },
     )
     measured = partial(measure, safety=safety, overrefusal=overrefusal, utility=utility)

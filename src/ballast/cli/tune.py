@@ -84,6 +84,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Rows of one step.")] = FinetuneSettings.batch_size,
     micro_batch: Annotated[int, typer.Option(help="Rows per backward pass.")] = FinetuneSettings.micro_batch,
     max_length: Annotated[int, typer.Option(help="Tokens after which a row is cut.")] = FinetuneSettings.max_length,
+    mix: Annotated[float, typer.Option(help="Share of the rows that are built-in refusals, such as 0.03.")] = 0.0,
     safety: Annotated[list[str] | None, typer.Option(help="Harmful prompts to measure on; repeat.")] = None,
     overrefusal: Annotated[list[str] | None, typer.Option(help="Harmless prompts to measure on; repeat.")] = None,
     utility: Annotated[list[str] | None, typer.Option(help="Responses or choices to measure on; repeat.")] = None,
@@ -99,6 +100,7 @@ def finetune(
         micro_batch=micro_batch,
         max_length=max_length,
         seed=seed,
+        mix=mix,
     )
     region = Region.load(protect) if protect else None
     changed = Patch.load(patch) if patch else None

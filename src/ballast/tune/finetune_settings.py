@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
 
 from ballast.errors import UsageError
+
+OPTIONS = ("mix",)  # off unless asked for
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class FinetuneSettings:
         mixed_precision: Compute in bfloat16, with weights in float32.
         save_every: Steps between two states from which an interrupted run continues.
         seed: Of the order of the rows.
+        mix: Share of the rows that are built-in refusals, in [0, 1); 0.03 is a common choice (arXiv 2309.07875).
     """
 
     steps: int = 1000
@@ -34,6 +43,7 @@ class FinetuneSettings:
     mixed_precision: bool = True
     save_every: int = 100
     seed: int = 0
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -46,7 +56,39 @@ class FinetuneSettings:
             raise UsageError(f"The setting weight_decay is {self.weight_decay}; it must not be negative.")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"The setting warmup is {self.warmup}; it is a share of the steps, in [0, 1).")
+        if not 0 <= self.mix < 1:
+            raise UsageError(f"The setting mix is {self.mix}; it is a share of the rows, in [0, 1).")
         if self.batch_size % self.micro_batch:
             raise UsageError(
                 f"A batch of {self.batch_size} rows has no whole number of micro-batches of {self.micro_batch}."
             )
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest keeps: every setting, but of the options only those in use.
+
+        So a run from before an option existed is still the same run.
+        """
+        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in OPTIONS}
+
+    def arguments(self, folder: Path, micro_batch: int, *, on_cpu: bool) -> TrainingArguments:
+        """The same for the Trainer of transformers, with states in `folder` and so many rows per backward pass."""
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=self.steps,
+            learning_rate=self.learning_rate,
+            warmup_steps=math.ceil(self.warmup * self.steps),
+            weight_decay=self.weight_decay,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=self.batch_size // micro_batch,
+            bf16=self.mixed_precision,
+            seed=self.seed,
+            save_steps=self.save_every,
+            save_total_limit=1,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
+            disable_tqdm=True,
+            report_to=[],
+        )
