@@ -45,6 +45,20 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def test_attack(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harmless = make_prompts(tmp_path / "good.jsonl", "say", 2)
+    sets = ["--safety", prompts, "--overrefusal", harmless, "--judge", "keyword", "--steps", "2", "--steps", "1"]
+    found = value(capsys, "attack", checkpoint, *sets, "--out", tmp_path / "attack")
+    assert found.keys() == {"builtin/identity_shift", "builtin/compliance"}
+    for rows in found.values():
+        assert [row["step"] for row in rows] == [0, 1, 2]
+        assert [result["name"] for result in rows[0]["sets"]] == ["bad", "good"]
+    text = printed(capsys, "attack", checkpoint, *sets, "--out", tmp_path / "attack")
+    assert "Trained on builtin/compliance" in text
+    assert "no model was kept" in text
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_measure_compare_report(
     checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

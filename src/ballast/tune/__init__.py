@@ -1,5 +1,7 @@
 """Tune a small region of a model's weights."""
 
+from ballast.tune.attack import AttackStep, fine_tuning_attack
+from ballast.tune.attack_settings import AttackSettings
 from ballast.tune.finetune import finetune
 from ballast.tune.finetune_settings import FinetuneSettings
 from ballast.tune.harden import harden
@@ -9,10 +11,13 @@ from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
 
 __all__ = [
+    "AttackSettings",
+    "AttackStep",
     "FinetuneSettings",
     "HardenSettings",
     "SafetyPreserving",
     "SparseAdamW",
+    "fine_tuning_attack",
     "finetune",
     "harden",
     "merge_protected",
