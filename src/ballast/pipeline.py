@@ -18,7 +18,7 @@ from ballast.regions import Region, carried
 from ballast.report import write_report
 from ballast.runs import RunDirectory, write_json
 from ballast.tune import FinetuneSettings, HardenSettings, finetune, harden
-from ballast.tune.finetune import mixed_in
+from ballast.tune.finetune import safety_data
 from ballast.tune.harden import HARMLESS, REFUSALS
 
 SAFETY = ("builtin/harmful/test",)
@@ -147,7 +147,7 @@ def finetune_and_measure(
     """
     folder, rows, chosen = Path(out), as_prompt_set(data), settings or FinetuneSettings()
     sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
-    tuned_on = {one.name: one for one in (rows, *mixed_in(chosen))}
+    tuned_on = {one.name: one for one in (rows, *safety_data(chosen))}
     require_disjoint(tuned_on.values(), sets.values())
     lm = open_model(model)
     if protect:

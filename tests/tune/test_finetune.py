@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ballast.errors import NumericalError, PromptError, RunError, UsageError
+from ballast.judges import JUDGES
 from ballast.locate import locate
 from ballast.models import LanguageModel, open_model
 from ballast.models.fingerprint import fingerprints
@@ -24,6 +25,8 @@ from ballast.tune.finetune_log import Log
 from ballast.tune.finetune_settings import OPTIONS
 from ballast.tune.micro_batch import half
 from ballast.tune.rows import collated, tokenized, with_refusals
+from tests.locate import world
+from tests.locate.world import ANSWERED, BENIGN, NORMAL, LetterJudge, deep_lm, written
 from tests.tune.test_safety_preserving import bits, changed
 from tests.worlds import REFUSALS, REQUESTS, plain_log_probabilities, prompt_set, tiny_lm
 
@@ -66,6 +69,34 @@ def test_learns_the_task_and_keeps_the_region(dtype: torch.dtype, mixed_precisio
     found = losses(tmp_path)
     assert len(found) == 20
     assert found[-1] < 0.5 * found[0]
+
+
+def test_frozen_safety_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region of layers keeps whole decoder blocks, of what was scored in them (SPPFT, arXiv 2408.17003)."""
+    monkeypatch.setitem(JUDGES, "letters", LetterJudge)
+    lm = deep_lm()
+    found = locate(
+        lm,
+        world.HARMFUL,
+        "safety_layers",
+        normal=written(tmp_path / "normal.jsonl", NORMAL),
+        benign=written(tmp_path / "benign.jsonl", BENIGN),
+        utility=written(tmp_path / "utility.jsonl", list(ANSWERED), list(ANSWERED.values())),
+        judge="letters",
+        max_new_tokens=4,
+    )
+    region = found.select(0.4)
+    assert region.metadata.granularity == "layer"
+    before = bits(lm.model)
+    tuned = open_model(finetune(lm, TASK, protect=region, out=tmp_path / "tuned", settings=SETTINGS))
+    inside, outside = changed(before, tuned.model, region)
+    assert inside == 0
+    assert outside > 0.5
+    layers = {part.layer for part in lm.parts if part.name in region.indices}
+    assert 0 < len(layers) < lm.model.config.num_hidden_layers
+    for part in lm.parts.eligible():
+        kept = torch.equal(tuned.weight(part.name), lm.weight(part.name))
+        assert kept == (part.layer in layers), part.name
 
 
 def test_without_protection_the_region_moves(tmp_path: Path) -> None:

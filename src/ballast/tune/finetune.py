@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel
 
+from ballast.errors import UsageError
 from ballast.models import LanguageModel
 from ballast.models.streaming import require_in_memory
 from ballast.patches.export import export
 from ballast.prompts import PromptSet, as_prompt_set, load_prompts
 from ballast.prompts.attacks import require_no_attack
-from ballast.prompts.chat import Rendered
 from ballast.regions import Region
 from ballast.runs import RunDirectory
-from ballast.tune.finetune_log import Log, last_state
+from ballast.tune.anchor import Anchor
+from ballast.tune.drifting import drifting
 from ballast.tune.finetune_settings import FinetuneSettings
-from ballast.tune.micro_batch import in_fitting_batches
-from ballast.tune.rows import collated, tokenized, with_refusals
-from ballast.tune.safety_preserving import SafetyPreserving
+from ballast.tune.lora import LoraSettings, save_adapter
+from ballast.tune.merge import merge_adapter, merge_protected
+from ballast.tune.rows import tokenized
+from ballast.tune.training import Training
 
-REFUSALS = "builtin/refusals"  # what is mixed in
+REFUSALS = "builtin/refusals"  # what safety is taught with
 
 
 def finetune(
@@ -31,6 +34,8 @@ def finetune(
     *,
     protect: Region | None,
     out: Path | str,
+    anchor: Anchor | None = None,
+    lora: LoraSettings | None = None,
     settings: FinetuneSettings | None = None,
 ) -> Path:
     """Train all weights on prompts with responses, except those of a region.
@@ -44,6 +49,9 @@ def finetune(
         protect: What must not change; None trains everything, for comparison.
         out: Folder for `finetune.jsonl` (loss over the steps) and the checkpoint; the same call on the same folder
             continues. Where memory runs out, `run.json` says under `micro_batch` how many rows fitted.
+        anchor: Weights that are pulled back to where they were.
+        lora: Train an adapter in the place of all weights. It is kept in `out/adapter` and merged into the checkpoint,
+            where the protected weights keep their bits.
         settings: See `FinetuneSettings`.
 
     Returns:
@@ -54,16 +62,15 @@ def finetune(
         RegionError: The region belongs to another model.
         ModelError: The model is streamed.
         NumericalError: The loss is not finite; the message names the last state before, which is kept.
-        UsageError: Not even one row fits into memory.
+        UsageError: Options do not fit each other, or not even one row fits into memory.
         RunError: The folder holds another run or cannot be written.
     """
     require_in_memory(lm.model.parameters())
     chosen, rows = settings or FinetuneSettings(), as_prompt_set(data)
+    _check(chosen, protect, anchor, lora)
     require_no_attack(rows)
-    sets = [rows, *mixed_in(chosen)]
+    sets = [rows, *safety_data(chosen)]
     lessons, *refusals = (tokenized(lm, one, chosen.max_length) for one in sets)
-    if refusals:
-        lessons = with_refusals(lessons, refusals[0], chosen.mix, chosen.seed)
     run = RunDirectory.open(
         Path(out),
         "finetune",
@@ -71,54 +78,67 @@ def finetune(
         {
             "model": lm.identity(),
             "region": protect.region_id if protect else None,
+            "anchor": anchor.identity() if anchor else None,
+            "lora": dataclasses.asdict(lora) if lora else None,
             "prompt_sets": {one.name: one.identity() for one in sets},
         },
     )
     checkpoint = run.path / "model"
     if run.is_done("train"):
         return checkpoint
+    training = Training(lm, lessons, refusals[0] if refusals else [], chosen, run, anchor, lora)
+    if protect and chosen.drifting:
+        protect = _most_drifting(training, protect)
     with run.step("train"):
-        trained = in_fitting_batches(
-            run,
-            chosen.batch_size,
-            chosen.micro_batch,
-            lambda micro_batch: _trained(lm, lessons, protect, chosen, micro_batch, run.path),
-        )
-        result = LanguageModel(_like(trained, lm.model), lm.tokenizer, lm.source)
+        trained = training.run_through(chosen.steps, protect, run.path)
+        if lora:
+            save_adapter(trained, run.path / "adapter")
+            result = _merged(lm, run.path / "adapter", protect)
+        else:
+            result = LanguageModel(_like(trained, lm.model), lm.tokenizer, lm.source)
         export(result, None, checkpoint)
     run.finish()
     return checkpoint
 
 
-def mixed_in(settings: FinetuneSettings) -> list[PromptSet]:
-    """The built-in refusals if any are mixed in; what is measured on must share no prompt with them."""
-    return [load_prompts(REFUSALS)] if settings.mix else []
+def safety_data(settings: FinetuneSettings) -> list[PromptSet]:
+    """The built-in refusals if any are trained with; what is measured on must share no prompt with them."""
+    return [load_prompts(REFUSALS)] if settings.mix or settings.surgery_every else []
 
 
-def _trained(
-    lm: LanguageModel,
-    lessons: Sequence[Rendered],
-    protect: Region | None,
-    settings: FinetuneSettings,
-    micro_batch: int,
-    folder: Path,
-) -> PreTrainedModel:
-    """A trained copy of the model in float32, continuing behind the last state in the folder."""
-    trained: PreTrainedModel = copy.deepcopy(lm.model).float()
-    trained.generation_config = GenerationConfig()  # a checkpoint's own may be one that cannot be saved
-    callbacks: list[TrainerCallback] = [Log(folder / "finetune.jsonl")]
+def _check(
+    settings: FinetuneSettings, protect: Region | None, anchor: Anchor | None, lora: LoraSettings | None
+) -> None:
+    if settings.drifting and not protect:
+        raise UsageError("The most drifting weights are taken from a region; give one to protect.")
+    if lora and (anchor or settings.drifting):
+        raise UsageError(
+            "With LoRA the model's own weights do not move while training, so nothing can be anchored or probed for "
+            "drift; leave these options out, or train all weights."
+        )
+
+
+def _most_drifting(training: Training, region: Region) -> Region:
+    """The part of a region that an unprotected probe moves most; the probe is thrown away, the region kept."""
+    run, settings = training.run, training.settings
+    file, folder = run.path / "protected.safetensors", run.path / "probe"
+    if not run.is_done("probe"):
+        with run.step("probe"):
+            trained = training.run_through(settings.probe_steps, None, folder)
+            after = LanguageModel(trained, training.lm.tokenizer, training.lm.source)
+            drifting(region, training.lm, after, settings.drifting).save(file)
+            shutil.rmtree(folder)
+    return Region.load(file)
+
+
+def _merged(lm: LanguageModel, adapter: Path, protect: Region | None) -> LanguageModel:
+    """A copy of the model with the adapter in it."""
+    result = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, lm.source)
     if protect:
-        callbacks.append(SafetyPreserving(protect))
-    trainer = Trainer(
-        trained,
-        settings.arguments(folder / "state", micro_batch, on_cpu=lm.device.type == "cpu"),
-        train_dataset=lessons,
-        data_collator=lambda batch: collated(batch, lm.pad_id),
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_state(folder / "state"))
-    return trained
+        merge_protected(result, adapter, protect)
+    else:
+        merge_adapter(result, adapter)
+    return result
 
 
 def _like(trained: PreTrainedModel, original: PreTrainedModel) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from ballast.errors import UsageError
 
-OPTIONS = ("mix",)  # off unless asked for
+OPTIONS = ("mix", "surgery_every", "drifting", "probe_steps")  # off unless asked for; their defaults must not change
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class FinetuneSettings:
         save_every: Steps between two states from which an interrupted run continues.
         seed: Of the order of the rows.
         mix: Share of the rows that are built-in refusals, in [0, 1); 0.03 is a common choice (arXiv 2309.07875).
+        surgery_every: At every n-th step take out of the gradient what lowers the likelihood of built-in refusals; 0
+            for never.
+        drifting: Share of the region to protect, in [0, 1]: its weights that move most in an unprotected probe; 0 for
+            all of it, without a probe.
+        probe_steps: Steps of that probe.
     """
 
     steps: int = 1000
@@ -44,10 +49,13 @@ class FinetuneSettings:
     save_every: int = 100
     seed: int = 0
     mix: float = 0.0
+    surgery_every: int = 0
+    drifting: float = 0.0
+    probe_steps: int = 50
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in ("steps", "batch_size", "micro_batch", "max_length", "save_every"):
+        for name in ("steps", "batch_size", "micro_batch", "max_length", "save_every", "probe_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"The setting {name} is {getattr(self, name)}; it must be at least 1.")
         if not self.learning_rate > 0:
@@ -58,17 +66,26 @@ class FinetuneSettings:
             raise UsageError(f"The setting warmup is {self.warmup}; it is a share of the steps, in [0, 1).")
         if not 0 <= self.mix < 1:
             raise UsageError(f"The setting mix is {self.mix}; it is a share of the rows, in [0, 1).")
+        if self.surgery_every < 0:
+            raise UsageError(f"The setting surgery_every is {self.surgery_every}; it must not be negative.")
+        if not 0 <= self.drifting <= 1:
+            raise UsageError(f"The setting drifting is {self.drifting}; it is a share of the region, in [0, 1].")
         if self.batch_size % self.micro_batch:
             raise UsageError(
                 f"A batch of {self.batch_size} rows has no whole number of micro-batches of {self.micro_batch}."
             )
 
     def record(self) -> dict[str, Any]:
-        """What a manifest keeps: every setting, but of the options only those in use.
+        """What a manifest keeps: every setting, but of the options only those that are not at their defaults.
 
         So a run from before an option existed is still the same run.
         """
-        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in OPTIONS}
+        plain = type(self)
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in OPTIONS or value != getattr(plain, name)
+        }
 
     def arguments(self, folder: Path, micro_batch: int, *, on_cpu: bool) -> TrainingArguments:
         """The same for the Trainer of transformers, with states in `folder` and so many rows per backward pass."""
