@@ -20,7 +20,7 @@ from ballast.models.fingerprint import fingerprints
 from ballast.prompts import PromptSet, load_prompts
 from ballast.prompts.chat import Rendered
 from ballast.regions import Region
-from ballast.tune import FinetuneSettings, finetune
+from ballast.tune import FinetuneSettings, LoraSettings, finetune
 from ballast.tune.finetune_log import Log
 from ballast.tune.finetune_settings import OPTIONS
 from ballast.tune.micro_batch import half
@@ -188,9 +188,16 @@ class TestRefusalsMixedIn:
         assert set(manifest["prompt_sets"]) == {"task", "builtin/refusals"}
         assert manifest["settings"]["mix"] == 0.2
 
-    def test_a_run_from_before_the_options_existed_is_still_the_same(self) -> None:
-        assert "mix" not in SETTINGS.record()
-        assert set(SETTINGS.record()) == {field.name for field in dataclasses.fields(SETTINGS)} - set(OPTIONS)
+    def test_a_run_from_before_the_options_existed_is_still_the_same(self, tmp_path: Path) -> None:
+        settings = dataclasses.replace(SETTINGS, steps=1)
+        out = finetune(tiny_lm(), TASK, protect=None, out=tmp_path, settings=settings)
+        manifest = json.loads((tmp_path / "run.json").read_text())
+        assert not manifest["settings"].keys() & set(OPTIONS)
+        old = {key: value for key, value in manifest.items() if key not in ("anchor", "lora")}
+        (tmp_path / "run.json").write_text(json.dumps(old))
+        assert finetune(tiny_lm(), TASK, protect=None, out=tmp_path, settings=settings) == out
+        with pytest.raises(RunError, match="lora: only now"):
+            finetune(tiny_lm(), TASK, protect=None, lora=LoraSettings(), out=tmp_path, settings=settings)
 
 
 class Narrow:
