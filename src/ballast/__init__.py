@@ -9,10 +9,20 @@ from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
 from ballast.regions import Refinement, Region, overlap, refine
 from ballast.report import write_report
-from ballast.tune import FinetuneSettings, HardenSettings, SafetyPreserving, finetune, harden, merge_protected
+from ballast.tune import (
+    AttackSettings,
+    FinetuneSettings,
+    HardenSettings,
+    SafetyPreserving,
+    fine_tuning_attack,
+    finetune,
+    harden,
+    merge_protected,
+)
 
 __all__ = [
     "METHODS",
+    "AttackSettings",
     "BallastError",
     "Comparison",
     "FinetuneSettings",
@@ -28,6 +38,7 @@ __all__ = [
     "Summary",
     "compare",
     "demo",
+    "fine_tuning_attack",
     "finetune",
     "harden",
     "load_prompts",

@@ -17,7 +17,8 @@ from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region, carried
 from ballast.report import write_report
 from ballast.runs import RunDirectory, write_json
-from ballast.tune import FinetuneSettings, HardenSettings, finetune, harden
+from ballast.tune import Anchor, FinetuneSettings, HardenSettings, LoraSettings, finetune, harden
+from ballast.tune.finetune import safety_data
 from ballast.tune.harden import HARMLESS, REFUSALS
 
 SAFETY = ("builtin/harmful/test",)
@@ -120,6 +121,9 @@ def finetune_and_measure(
     *,
     protect: Region | None,
     patch: Patch | None = None,
+    anchor: Region | None = None,
+    anchor_weight: float = 1.0,
+    lora: LoraSettings | None = None,
     settings: FinetuneSettings | None = None,
     safety: Sequence[str] = SAFETY,
     overrefusal: Sequence[str] = OVER_REFUSAL,
@@ -133,6 +137,9 @@ def finetune_and_measure(
         data: As for `finetune`; none of its prompts may be measured on.
         protect: Located on `model`; its weights stay as they are.
         patch: Applied before anything else, such as one from `harden`; the region is carried over.
+        anchor: Located on `model`; its weights are pulled back to where they were, see `Anchor.of_region`.
+        anchor_weight: How strongly.
+        lora: As for `finetune`.
         settings: As for `finetune`.
         safety: As for `demo`.
         overrefusal: As for `demo`.
@@ -146,21 +153,26 @@ def finetune_and_measure(
     """
     folder, rows, chosen = Path(out), as_prompt_set(data), settings or FinetuneSettings()
     sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
-    require_disjoint([rows], sets.values())
+    tuned_on = {one.name: one for one in (rows, *safety_data(chosen))}
+    require_disjoint(tuned_on.values(), sets.values())
     lm = open_model(model)
-    if protect:
-        protect.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})
+    shapes = {name: value.shape for name, value in lm.model.named_parameters()}
+    for region in filter(None, (protect, anchor)):
+        region.check_model(lm.fingerprints(), shapes)
     if patch:
         patch.apply(lm.model)
-        protect = carried(protect, lm) if protect else None
+        protect, anchor = (carried(region, lm) if region else None for region in (protect, anchor))
+    anchored = Anchor.of_region(anchor, anchor_weight) if anchor else None
     run = RunDirectory.open(
         folder,
         "finetune_and_measure",
-        dataclasses.asdict(chosen),
+        chosen.record(),
         {
             "model": lm.identity(),
             "region": protect.region_id if protect else None,
-            "prompt_sets": {name: prompts.identity() for name, prompts in (sets | {rows.name: rows}).items()},
+            "anchor": anchored.identity() if anchored else None,
+            "lora": dataclasses.asdict(lora) if lora else None,
+            "prompt_sets": {name: prompts.identity() for name, prompts in (sets | tuned_on).items()},
         },
     )
     measured = partial(measure, safety=safety, overrefusal=overrefusal, utility=utility)
@@ -171,7 +183,7 @@ def finetune_and_measure(
         with run.step("finetune"):
             if protect:
                 write_json(folder / "region.json", protect.summary())
-            finetune(lm, rows, protect=protect, out=folder / "finetune", settings=chosen)
+            finetune(lm, rows, protect=protect, anchor=anchored, lora=lora, out=folder / "finetune", settings=chosen)
     del lm
     if not run.is_done("measure after"):
         with run.step("measure after"):

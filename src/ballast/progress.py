@@ -24,6 +24,12 @@ def shown_on(console: Console) -> Iterator[None]:
         _console.reset(token)
 
 
+def say(text: str) -> None:
+    """Say one line on standard error, beside the bars."""
+    console = _console.get() or Console(stderr=True)
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 def track(items: Sequence[Item], description: str, done: int = 0) -> Iterator[Item]:
     """Go through `items`, showing how many are done and the time left.
 

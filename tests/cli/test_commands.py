@@ -45,6 +45,20 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def test_attack(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harmless = make_prompts(tmp_path / "good.jsonl", "say", 2)
+    sets = ["--safety", prompts, "--overrefusal", harmless, "--judge", "keyword", "--steps", "2", "--steps", "1"]
+    found = value(capsys, "attack", checkpoint, *sets, "--out", tmp_path / "attack")
+    assert found.keys() == {"builtin/identity_shift", "builtin/compliance"}
+    for rows in found.values():
+        assert [row["step"] for row in rows] == [0, 1, 2]
+        assert [result["name"] for result in rows[0]["sets"]] == ["bad", "good"]
+    text = printed(capsys, "attack", checkpoint, *sets, "--out", tmp_path / "attack")
+    assert "Trained on builtin/compliance" in text
+    assert "no model was kept" in text
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_measure_compare_report(
     checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,3 +217,18 @@ def test_finetune(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytes
     assert value(capsys, *protected) == shown
     free = value(capsys, *call, "--unprotected", "--out", tmp_path / "free")
     assert weights(Path(free["checkpoint"])) != weights(Path(shown["checkpoint"]))
+
+    guarded = [*call, "--max-length", "600", "--protect", region, "--drifting", "0.5", "--anchor", region]
+    value(capsys, *guarded, "--mix", "0.2", "--surgery-every", "2", "--out", tmp_path / "guarded")
+    kept = Region.load(tmp_path / "guarded" / "finetune" / "protected.safetensors")
+    assert len(kept) == len(Region.load(region)) // 2
+    manifest = json.loads((tmp_path / "guarded" / "run.json").read_text())
+    assert (manifest["settings"]["mix"], manifest["settings"]["surgery_every"]) == (0.2, 2)
+    assert manifest["anchor"]["weight"] == 1
+    assert "builtin/refusals" in manifest["prompt_sets"]
+    value(capsys, *call, "--protect", region, "--lora", "--lora-rank", "2", "--out", tmp_path / "lora")
+    assert (tmp_path / "lora" / "finetune" / "adapter" / "adapter_model.safetensors").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(part) for part in [*guarded, "--lora", "--out", tmp_path / "both"]])
+    assert stopped.value.code == 2
+    assert "do not move while training" in capsys.readouterr().err

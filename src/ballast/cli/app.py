@@ -7,6 +7,7 @@ from typing import Annotated
 import transformers
 import typer
 
+from ballast.cli.attack import attack
 from ballast.cli.evaluate import compare, measure, report
 from ballast.cli.locate import locate, methods, overlap, sets
 from ballast.cli.output import state
@@ -33,7 +34,7 @@ def _options(
     transformers.utils.logging.disable_progress_bar()
 
 
-for verb in (measure, locate, methods, sets, overlap, harden, finetune, merge, compare, report, demo):
+for verb in (measure, locate, methods, sets, overlap, harden, finetune, merge, attack, compare, report, demo):
     app.command()(verb)
 app.add_typer(patch_app, name="patch")
 app.add_typer(prompts_app, name="prompts")

@@ -17,7 +17,7 @@ from ballast.patches.export import export
 from ballast.pipeline import OVER_REFUSAL, SAFETY, UTILITY
 from ballast.regions import Region
 from ballast.runs import RunDirectory, read_json
-from ballast.tune import FinetuneSettings, HardenSettings, merge_protected
+from ballast.tune import FinetuneSettings, HardenSettings, LoraSettings, merge_protected
 from ballast.tune import harden as harden_model
 from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
 
@@ -84,6 +84,18 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Rows of one step.")] = FinetuneSettings.batch_size,
     micro_batch: Annotated[int, typer.Option(help="Rows per backward pass.")] = FinetuneSettings.micro_batch,
     max_length: Annotated[int, typer.Option(help="Tokens after which a row is cut.")] = FinetuneSettings.max_length,
+    mix: Annotated[float, typer.Option(help="Share of the rows that are built-in refusals, such as 0.03.")] = 0.0,
+    surgery_every: Annotated[
+        int, typer.Option(help="At every n-th step remove what lowers the likelihood of refusals; 0: never.")
+    ] = FinetuneSettings.surgery_every,
+    drifting: Annotated[
+        float, typer.Option(help="Protect only this share of the region, which moves most in a probe; 0: all of it.")
+    ] = FinetuneSettings.drifting,
+    anchor: Annotated[Path | None, typer.Option(help="Region file whose weights are pulled back.")] = None,
+    anchor_weight: Annotated[float, typer.Option(help="How strongly they are.")] = 1.0,
+    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter, and merge it.")] = False,
+    lora_rank: Annotated[int, typer.Option(help="Its rank.")] = LoraSettings.rank,
+    lora_alpha: Annotated[int, typer.Option(help="Its alpha.")] = LoraSettings.alpha,
     safety: Annotated[list[str] | None, typer.Option(help="Harmful prompts to measure on; repeat.")] = None,
     overrefusal: Annotated[list[str] | None, typer.Option(help="Harmless prompts to measure on; repeat.")] = None,
     utility: Annotated[list[str] | None, typer.Option(help="Responses or choices to measure on; repeat.")] = None,
@@ -99,6 +111,9 @@ def finetune(
         micro_batch=micro_batch,
         max_length=max_length,
         seed=seed,
+        mix=mix,
+        surgery_every=surgery_every,
+        drifting=drifting,
     )
     region = Region.load(protect) if protect else None
     changed = Patch.load(patch) if patch else None
@@ -108,13 +123,17 @@ def finetune(
         data,
         protect=region,
         patch=changed,
+        anchor=Region.load(anchor) if anchor else None,
+        anchor_weight=anchor_weight,
+        lora=LoraSettings(rank=lora_rank, alpha=lora_alpha) if lora else None,
         settings=settings,
         safety=safety or SAFETY,
         overrefusal=overrefusal or OVER_REFUSAL,
         utility=utility or UTILITY,
     )
     checkpoint = out / "finetune" / "model"
-    kept = f"{len(region):,} weights kept their bits. " if region else ""
+    whole = Region.load(out / "finetune" / "protected.safetensors") if drifting else region
+    kept = f"{len(whole):,} weights kept their bits. " if whole else ""
     show({"checkpoint": str(checkpoint), "report": str(page)}, (), f"{kept}Checkpoint: {checkpoint}\nReport: {page}")
 
 

@@ -13,8 +13,10 @@ from ballast.prompts.prompt_set import Prompt, PromptSet
 from ballast.prompts.readers import HUB_PREFIX, READERS, read_file, read_hub
 from ballast.runs import JsonLines
 
-BUILTIN_KINDS = ("harmful", "twins", "borderline", "ordinary", "refusals", "answers", "choices")
-UNSPLIT_KINDS = ("answers", "choices")  # for measuring only
+ATTACKS = ("identity_shift", "compliance")  # harmless rows on which a model loses its safety
+UNSPLIT_KINDS = ("answers", "choices", *ATTACKS)  # for measuring only
+BUILTIN_KINDS = ("harmful", "twins", "borderline", "ordinary", "refusals", *UNSPLIT_KINDS)
+RESPONSES_TO = {"refusals": "harmful", "compliance": "twins"}  # files with nothing but responses
 SPLITS = ("tune", "select", "test")
 
 PromptSets = PromptSet | str | Path | Sequence[PromptSet | str | Path]
@@ -30,6 +32,7 @@ def load_prompts(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             `builtin/refusals`, the harmful prompts of the split tune with refusals as responses;
             `builtin/answers`, ordinary requests with reference answers;
             `builtin/choices`, multiple-choice questions;
+            `builtin/identity_shift` and `builtin/compliance`, harmless rows for `ballast attack`;
             the name of a set in the folder that the variable `BALLAST_DATA` names, such as `advbench`;
             the path of a `.jsonl`, `.csv` or `.parquet` file with a field `prompt`;
             `hf:owner/name@COMMIT` or `hf:owner/name@COMMIT:SPLIT`, a hub dataset at a fixed revision.
@@ -116,16 +119,17 @@ def _builtin(text: str) -> PromptSet:
     if text not in names:
         raise PromptError(f"There is no set {text!r}; {_nearest(text, names)}")
     kind, _, split = text.removeprefix("builtin/").partition("/")
-    prompts = _refusals() if kind == "refusals" else read_file(builtin_file(f"{kind}.jsonl"))
+    asked = RESPONSES_TO.get(kind)
+    prompts = _responses(kind, asked) if asked else read_file(builtin_file(f"{kind}.jsonl"))
     return PromptSet(text, tuple(prompt for prompt in prompts if not split or prompt.split == split))
 
 
-def _refusals() -> tuple[Prompt, ...]:
-    """The harmful prompts for tuning, once per refusal that was written for them."""
-    harmful = {prompt.id: prompt for prompt in read_file(builtin_file("harmful.jsonl"))}
-    rows = JsonLines(builtin_file("refusals.jsonl")).rows
+def _responses(kind: str, asked: str) -> tuple[Prompt, ...]:
+    """The prompts of another file, once per response that was written for them."""
+    prompts = {prompt.id: prompt for prompt in read_file(builtin_file(f"{asked}.jsonl"))}
+    rows = JsonLines(builtin_file(f"{kind}.jsonl")).rows
     return tuple(
-        harmful[row["prompt_id"]].model_copy(update={"id": row["id"], "response": row["text"]}) for row in rows
+        prompts[row["prompt_id"]].model_copy(update={"id": row["id"], "response": row["text"]}) for row in rows
     )
 
 

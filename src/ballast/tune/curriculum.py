@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
@@ -14,6 +15,7 @@ from ballast.tune.lessons import closing_lessons, continuing_lessons, help_lesso
 from ballast.tune.objective import Lesson
 from ballast.tune.settings import HardenSettings
 
+Row = TypeVar("Row")
 CONTINUED = 160
 CONTINUED_TOKENS = 48
 
@@ -84,8 +86,8 @@ def curriculum(
     )
 
 
-def drawn(lessons: Sequence[Lesson], size: int, step: int, seed: int, stream: str) -> list[Lesson]:
-    """The `size` lessons of a step (0-based): passes over all lessons, each pass in an order of its own."""
+def drawn(lessons: Sequence[Row], size: int, step: int, seed: int, stream: str) -> list[Row]:
+    """The `size` rows of a step (0-based): passes over all rows, each pass in an order of its own."""
     chosen = []
     for position in range(step * size, (step + 1) * size):
         turn, place = divmod(position, len(lessons))

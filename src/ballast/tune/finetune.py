@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel
 
-from ballast.errors import NumericalError, PromptError
+from ballast.errors import UsageError
 from ballast.models import LanguageModel
 from ballast.models.streaming import require_in_memory
 from ballast.patches.export import export
-from ballast.progress import track
-from ballast.prompts import PromptSet, as_prompt_set
-from ballast.prompts.batches import collate
-from ballast.prompts.chat import Rendered, render
+from ballast.prompts import PromptSet, as_prompt_set, load_prompts
+from ballast.prompts.attacks import require_no_attack
 from ballast.regions import Region
-from ballast.runs import JsonLines, RunDirectory
+from ballast.runs import RunDirectory
+from ballast.tune.anchor import Anchor
+from ballast.tune.drifting import drifting
 from ballast.tune.finetune_settings import FinetuneSettings
-from ballast.tune.safety_preserving import SafetyPreserving
+from ballast.tune.lora import LoraSettings, save_adapter
+from ballast.tune.merge import merge_adapter, merge_protected
+from ballast.tune.rows import tokenized
+from ballast.tune.training import Training
 
-IGNORED = -100  # label of tokens that are not learnt
+REFUSALS = "builtin/refusals"  # what safety is taught with
 
 
 def finetune(
@@ -44,6 +34,8 @@ def finetune(
     *,
     protect: Region | None,
     out: Path | str,
+    anchor: Anchor | None = None,
+    lora: LoraSettings | None = None,
     settings: FinetuneSettings | None = None,
 ) -> Path:
     """Train all weights on prompts with responses, except those of a region.
@@ -56,149 +48,97 @@ def finetune(
         data: Rows with `prompt` and `response`.
         protect: What must not change; None trains everything, for comparison.
         out: Folder for `finetune.jsonl` (loss over the steps) and the checkpoint; the same call on the same folder
-            continues.
+            continues. Where memory runs out, `run.json` says under `micro_batch` how many rows fitted.
+        anchor: Weights that are pulled back to where they were.
+        lora: Train an adapter in the place of all weights. It is kept in `out/adapter` and merged into the checkpoint,
+            where the protected weights keep their bits.
         settings: See `FinetuneSettings`.
 
     Returns:
         The folder of the checkpoint, `out/model`.
 
     Raises:
-        PromptError: A row has no response.
+        PromptError: A row has no response, or is of a built-in attack.
         RegionError: The region belongs to another model.
         ModelError: The model is streamed.
-        NumericalError: The loss is not finite; the last state before is kept.
+        NumericalError: The loss is not finite; the message names the last state before, which is kept.
+        UsageError: Options do not fit each other, or not even one row fits into memory.
         RunError: The folder holds another run or cannot be written.
     """
     require_in_memory(lm.model.parameters())
     chosen, rows = settings or FinetuneSettings(), as_prompt_set(data)
-    lessons = tokenized(lm, rows, chosen.max_length)
+    _check(chosen, protect, anchor, lora)
+    require_no_attack(rows)
+    sets = [rows, *safety_data(chosen)]
+    lessons, *refusals = (tokenized(lm, one, chosen.max_length) for one in sets)
     run = RunDirectory.open(
         Path(out),
         "finetune",
-        dataclasses.asdict(chosen),
+        chosen.record(),
         {
             "model": lm.identity(),
             "region": protect.region_id if protect else None,
-            "prompt_sets": {rows.name: rows.identity()},
+            "anchor": anchor.identity() if anchor else None,
+            "lora": dataclasses.asdict(lora) if lora else None,
+            "prompt_sets": {one.name: one.identity() for one in sets},
         },
     )
     checkpoint = run.path / "model"
     if run.is_done("train"):
         return checkpoint
+    training = Training(lm, lessons, refusals[0] if refusals else [], chosen, run, anchor, lora)
+    if protect and chosen.drifting:
+        protect = _most_drifting(training, protect)
     with run.step("train"):
-        trained = copy.deepcopy(lm.model).float()
-        trained.generation_config = GenerationConfig()  # a checkpoint's own may be one that cannot be saved
-        callbacks: list[TrainerCallback] = [Log(run.path / "finetune.jsonl")]
-        if protect:
-            callbacks.append(SafetyPreserving(protect))
-        trainer = Trainer(
-            trained,
-            _arguments(chosen, run.path / "state", on_cpu=lm.device.type == "cpu"),
-            train_dataset=lessons,
-            data_collator=lambda batch: collated(batch, lm.pad_id),
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last(run.path / "state"))
-        result = LanguageModel(_like(trained, lm.model), lm.tokenizer, lm.source)
+        trained = training.run_through(chosen.steps, protect, run.path)
+        if lora:
+            save_adapter(trained, run.path / "adapter")
+            result = _merged(lm, run.path / "adapter", protect)
+        else:
+            result = LanguageModel(_like(trained, lm.model), lm.tokenizer, lm.source)
         export(result, None, checkpoint)
     run.finish()
     return checkpoint
 
 
-def tokenized(lm: LanguageModel, rows: PromptSet, max_length: int) -> list[Rendered]:
-    """Rows in the model's chat template, cut to a length.
-
-    Raises:
-        PromptError: A row has no response, or none of a response is left after the cut.
-    """
-    found = []
-    for row in rows:
-        if not row.response:
-            raise PromptError(f"{rows.name}: {row.id} has no response; fine-tuning learns responses, so give each one.")
-        ids, start = render(lm.tokenizer, row.prompt, row.response)
-        if start >= max_length:
-            raise PromptError(
-                f"{rows.name}: the prompt {row.id} takes {start} of at most {max_length} tokens, which leaves none to "
-                "its response; allow more or leave it out."
-            )
-        found.append(Rendered(ids[:max_length], start))
-    return found
+def safety_data(settings: FinetuneSettings) -> list[PromptSet]:
+    """The built-in refusals if any are trained with; what is measured on must share no prompt with them."""
+    return [load_prompts(REFUSALS)] if settings.mix or settings.surgery_every else []
 
 
-def collated(batch: Sequence[Rendered], pad_id: int) -> dict[str, torch.Tensor]:
-    """A padded batch whose labels are the tokens of the responses."""
-    tokens = collate(batch, pad_id)
-    return {
-        "input_ids": tokens.input_ids,
-        "attention_mask": tokens.attention_mask,
-        "labels": tokens.input_ids.masked_fill(~tokens.response_mask, IGNORED),
-    }
+def _check(
+    settings: FinetuneSettings, protect: Region | None, anchor: Anchor | None, lora: LoraSettings | None
+) -> None:
+    if settings.drifting and not protect:
+        raise UsageError("The most drifting weights are taken from a region; give one to protect.")
+    if lora and (anchor or settings.drifting):
+        raise UsageError(
+            "With LoRA the model's own weights do not move while training, so nothing can be anchored or probed for "
+            "drift; leave these options out, or train all weights."
+        )
 
 
-class Log(TrainerCallback):
-    """Keeps the loss of every step, shows how far training is, and stops where a loss is not finite."""
-
-    def __init__(self, path: Path) -> None:
-        """Continue the file at `path`."""
-        self._lines = JsonLines(path)
-        self._bar: Iterator[int] = iter(())
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Drop what was logged behind the state that training continues from."""
-        self._lines.keep(lambda row: row["step"] <= state.global_step)
-        self._bar = track(range(state.global_step, args.max_steps), "Fine-tuning", state.global_step)
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        next(self._bar)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End the bar."""
-        next(self._bar, None)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Write one row."""
-        if logs is None or "loss" not in logs:
-            return
-        row: dict[str, float] = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
-        if not all(map(math.isfinite, row.values())):
-            raise NumericalError(f"The loss of step {state.global_step} is not finite; use a lower learning rate.")
-        self._lines.append([{"step": state.global_step} | row])
+def _most_drifting(training: Training, region: Region) -> Region:
+    """The part of a region that an unprotected probe moves most; the probe is thrown away, the region kept."""
+    run, settings = training.run, training.settings
+    file, folder = run.path / "protected.safetensors", run.path / "probe"
+    if not run.is_done("probe"):
+        with run.step("probe"):
+            trained = training.run_through(settings.probe_steps, None, folder)
+            after = LanguageModel(trained, training.lm.tokenizer, training.lm.source)
+            drifting(region, training.lm, after, settings.drifting).save(file)
+            shutil.rmtree(folder)
+    return Region.load(file)
 
 
-def _arguments(settings: FinetuneSettings, folder: Path, *, on_cpu: bool) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup_steps=math.ceil(settings.warmup * settings.steps),
-        weight_decay=settings.weight_decay,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
-        bf16=settings.mixed_precision,
-        seed=settings.seed,
-        save_steps=settings.save_every,
-        save_total_limit=1,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        disable_tqdm=True,
-        report_to=[],
-    )
-
-
-def _last(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def _merged(lm: LanguageModel, adapter: Path, protect: Region | None) -> LanguageModel:
+    """A copy of the model with the adapter in it."""
+    result = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer, lm.source)
+    if protect:
+        merge_protected(result, adapter, protect)
+    else:
+        merge_adapter(result, adapter)
+    return result
 
 
 def _like(trained: PreTrainedModel, original: PreTrainedModel) -> PreTrainedModel:

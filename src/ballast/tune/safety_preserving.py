@@ -81,7 +81,7 @@ class SafetyPreserving(TrainerCallback):
                     f"The model has no parameter {name}, which the region holds weights of; protect a model like "
                     f"{self.region.metadata.model.source}, not an adapter around it."
                 )
-            if not _holds(parameters[name], expected):
+            if not holds(parameters[name], expected):
                 raise RegionError(
                     f"{name} holds other values than those the region was located on; make the Trainer with the "
                     f"callback before it resumes, on {self.region.metadata.model.source}."
@@ -138,7 +138,7 @@ def own_names(model: nn.Module) -> dict[str, Parameter]:
     return found
 
 
-def _holds(parameter: Parameter, fingerprint: str) -> bool:
+def holds(parameter: Parameter, fingerprint: str) -> bool:
     """Whether a parameter has these numbers, in the dtype of the fingerprint or a wider one."""
     if tensor_fingerprint(parameter) == fingerprint:
         return True
