@@ -43,6 +43,7 @@ from ballast.progress import shown_on
 from ballast.prompts.overlap import without_near_duplicates
 from ballast.regions import carried
 from ballast.runs import JsonLines
+from ballast.tune import Anchor, LoraSettings
 
 RUNS = Path("runs/tuning")
 HELD_OUT, HELD_OUT_SEED = 200, 1
@@ -69,11 +70,8 @@ def run_arm(study: dict[str, Any], task: str, arm: str, seed: int) -> None:
     lm = hardened()
     training, held_out = task_rows(study, task)
     chosen = study["arms"][arm]
-    settings = FinetuneSettings(
-        **{name: study[name] for name in ("steps", "batch_size", "max_length", "learning_rate", "weight_decay")},
-        micro_batch=study["batch_size"],
-        seed=seed,
-    )
+    settings = FinetuneSettings(**study["finetune"] | chosen.get("finetune", {}), seed=seed)
+    lora = LoraSettings(**chosen["lora"]) if "lora" in chosen else None
     measured = partial(
         measure,
         safety=study["measured"]["safety"],
@@ -83,9 +81,15 @@ def run_arm(study: dict[str, Any], task: str, arm: str, seed: int) -> None:
     )
     before, folder = RUNS / task / "before", RUNS / task / f"{arm}-{seed}"
     measured(lm, out=before)
-    region = protected(lm, chosen.get("region"), chosen.get("fraction"), seed)
+    region = chosen_region(lm, chosen.get("region"), chosen.get("fraction"), seed)
+    anchor = None
+    if "anchor_weight" in chosen:
+        assert region is not None
+        anchor, region = Anchor.of_region(region, chosen["anchor_weight"]), None
     start = time.monotonic()
-    checkpoint = finetune(lm, training, protect=region, out=folder / "finetune", settings=settings)
+    checkpoint = finetune(
+        lm, training, protect=region, anchor=anchor, lora=lora, out=folder / "finetune", settings=settings
+    )
     seconds = time.monotonic() - start
     measured(open_model(checkpoint), out=folder / "after")
     changed = compare(before, folder / "after", out=folder)
@@ -123,7 +127,7 @@ def task_rows(study: dict[str, Any], task: str) -> tuple[PromptSet, Path]:
     return without_near_duplicates(rows, [held_out, *(load_prompts(name) for name in names)]), path
 
 
-def protected(lm: LanguageModel, kind: str | None, fraction: float | None, seed: int) -> Region | None:
+def chosen_region(lm: LanguageModel, kind: str | None, fraction: float | None, seed: int) -> Region | None:
     """The region of an arm, on the hardened model."""
     if kind is None:
         return None
