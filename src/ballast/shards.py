@@ -57,12 +57,17 @@ def first_entry(tensor: torch.Tensor) -> int:
     return first_row(tensor) * math.prod(tensor.shape[1:])
 
 
+def is_own(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """(k,) bool: which of the flat indices (k,) of a whole tensor are of entries that this process holds."""
+    first = first_entry(tensor)
+    return (indices >= first) & (indices < first + own_part(tensor).numel())
+
+
 def own_indices(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Which of the flat indices (k,) of a whole tensor this process holds, as flat indices of `own_part`."""
+    """Those of the flat indices (k,) of a whole tensor that this process holds, as flat indices of `own_part`."""
     if mesh_of(tensor) is None:
         return indices
-    first = first_entry(tensor)
-    return indices[(indices >= first) & (indices < first + own_part(tensor).numel())] - first
+    return indices[is_own(tensor, indices)] - first_entry(tensor)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,24 +17,10 @@ from ballast import load_prompts, locate, open_model
 from ballast.errors import UsageError
 from ballast.models import sharded
 from tests.locate.sharded_process import CASES, regions_of, scored, selections
+from tests.torchrun import ROOT, torchrun
 from tests.worlds import same_bits, tiny_lm
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).parents[2]
-
-
-def torchrun(processes: int, *arguments: object) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        + [str(argument) for argument in arguments],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
 
 
 class Ended(NamedTuple):

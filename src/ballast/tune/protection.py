@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ballast.errors import ProtectionError
-from ballast.shards import own_indices, own_part
+from ballast.shards import is_own, own_indices, own_part
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -38,6 +38,19 @@ class Protection:
         }
         self._values = {name: self._gathered(parameters[name], name) for name in indices}
         self._parameters = {name: parameters[name] for name in indices}
+
+    def follow(self, parameters: Mapping[str, Parameter]) -> None:
+        """Protect the parameters that took the place of those remembered, such as ones spread over processes.
+
+        Args:
+            parameters: All parameters of the model as it is now, by name.
+        """
+        for name, index in self._indices.items():
+            if (parameter := parameters[name]) is not self._parameters[name]:
+                here = is_own(parameter, index)
+                self._indices[name] = own_indices(parameter, index).to(parameter.device)
+                self._values[name] = self._values[name][here].to(parameter.device)
+                self._parameters[name] = parameter
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Write the values back after every step of this optimizer.

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ballast.errors import ProtectionError, RegionError
 from ballast.models.fingerprint import tensor_fingerprint
 from ballast.regions import Region
+from ballast.shards import whole
 from ballast.tune.protection import Protection
 
 WRAPPERS = ("module.", "_orig_mod.")  # of data parallel and compiled models
@@ -103,6 +104,7 @@ class SafetyPreserving(TrainerCallback):
         if self._protection is None:
             self._remember(named["model"])
         assert self._protection is not None
+        self._protection.follow(own_names(named["model"]))  # where the Trainer spread the model over processes
         self._protection.attach(named["optimizer"])
         self._protection.restore()  # where a checkpoint was loaded
         self._steps = self._protection.restored
@@ -142,8 +144,8 @@ def holds(parameter: Parameter, fingerprint: str) -> bool:
     """Whether a parameter has these numbers, in the dtype of the fingerprint or a wider one."""
     if tensor_fingerprint(parameter) == fingerprint:
         return True
-    narrowed = (parameter.detach().to(dtype) for dtype in NARROW if parameter.dtype == torch.float32)
-    return any(
-        torch.equal(narrow.float(), parameter.detach()) and tensor_fingerprint(narrow) == fingerprint
-        for narrow in narrowed
-    )
+    if parameter.dtype != torch.float32:
+        return False
+    values = whole(parameter.detach())
+    narrowed = (values.to(dtype) for dtype in NARROW)
+    return any(torch.equal(narrow.float(), values) and tensor_fingerprint(narrow) == fingerprint for narrow in narrowed)

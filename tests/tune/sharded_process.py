@@ -1,0 +1,103 @@
+"""What each process of `torchrun` does for `test_sharded.py`: `... -m tests.tune.sharded_process FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from ballast.errors import ProtectionError
+from ballast.locate import locate
+from ballast.models import LanguageModel, sharded
+from ballast.regions import Region
+from ballast.shards import own_part, whole
+from ballast.tune import SafetyPreserving
+from tests.worlds import REFUSALS, REQUESTS, prompt_set, tiny_lm
+
+STEPS = 5
+
+
+def world(dtype: torch.dtype) -> tuple[LanguageModel, Region]:
+    lm = tiny_lm(dtype=dtype)
+    return lm, locate(lm, prompt_set("harmful", REQUESTS, REFUSALS), "gradient").select(0.1)
+
+
+def train(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(STEPS):
+        ids = torch.randint(0, model.config.vocab_size, (4, 48), generator=torch.Generator().manual_seed(step))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def in_a_loop(dtype: torch.dtype) -> LanguageModel:
+    """Protected in a loop of one's own."""
+    lm, region = world(dtype)
+    lm = sharded(lm)
+    safety, optimizer = SafetyPreserving(region), adamw(lm.model)
+    safety.protect(lm.model, optimizer)
+    train(lm.model, optimizer)
+    safety.verify()
+    return lm
+
+
+def as_a_trainer_does(folder: Path) -> LanguageModel:
+    """The callback's calls in the order in which a Trainer with FSDP makes them: spread after it was made."""
+    lm, region = world(torch.float32)
+    arguments, state, control = TrainingArguments(str(folder), use_cpu=True), TrainerState(), TrainerControl()
+    safety = SafetyPreserving(region)
+    safety.on_init_end(arguments, state, control, model=lm.model)
+    lm = sharded(lm)
+    optimizer = adamw(lm.model)
+    safety.on_train_begin(arguments, state, control, model=lm.model, optimizer=optimizer)
+    train(lm.model, optimizer)
+    safety.on_optimizer_step(arguments, state, control, optimizer=optimizer)
+    safety.on_train_end(arguments, state, control)
+    return lm
+
+
+def notices_a_change() -> bool:
+    """Whether the process that holds a protected weight sees that it changed."""
+    lm, region = world(torch.float32)
+    lm = sharded(lm)
+    safety = SafetyPreserving(region)
+    safety.protect(lm.model, adamw(lm.model))
+    for parameter in lm.model.parameters():
+        own_part(parameter).add_(1.0)
+    try:
+        safety.verify()
+    except ProtectionError:
+        return True
+    return False
+
+
+def save(lm: LanguageModel, path: Path) -> None:
+    gathered = {name: whole(value.detach()).contiguous() for name, value in lm.model.named_parameters()}
+    if dist.get_rank() == 0:
+        save_file(gathered, path)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        save(in_a_loop(dtype), folder / f"loop-{name}.safetensors")
+    save(as_a_trainer_does(folder), folder / "trainer.safetensors")
+    assert notices_a_change()
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # see docs/sharded.md
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
