@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ballast.errors import NumericalError, PromptError, RegionError, RunError
+from ballast.errors import NumericalError, PromptError, RegionError, RunError, UsageError
 from ballast.judges import JUDGES, Judge
 from ballast.locate import locate
 from ballast.models import LanguageModel
@@ -24,6 +25,7 @@ from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, read_json
 from ballast.tune import HardenSettings, harden
 from ballast.tune.checks import Check, check, choose
+from ballast.tune.settings import LATER
 from ballast.tune.step import train_step
 from tests.tune.world import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS, SETTINGS
 from tests.worlds import OpeningJudge, TableJudge, prompt_set, tiny_lm
@@ -74,6 +76,23 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         {key: value for key, value in row.items() if key != "seconds"}
         for row in JsonLines(folder / "harden.jsonl").rows
     ]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """`harden.json` without what a clock says."""
+    return {key: value for key, value in read_json(folder / "harden.json").items() if key != "seconds"}
+
+
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every optimizer step (0-based) that is taken from now on."""
+    done: list[int] = []
+
+    def counting(*arguments: Any) -> dict[str, float]:
+        done.append(arguments[-1])
+        return train_step(*arguments)
+
+    monkeypatch.setattr(HARDEN_MODULE, "train_step", counting)
+    return done
 
 
 class TestResult:
@@ -138,6 +157,9 @@ class TestResult:
         assert record["state_bytes"] == 20 * len(region_of())
         assert record["dense_state_bytes"] == 3 * 4 * lm.model.num_parameters()
         assert "lowest attack success" in record["reason"]
+        assert record["target_reached"] is None
+        assert record["over_refusal_rise"] <= 0
+        assert record["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
         assert RunDirectory.state_of(tmp_path) == "done"
         assert not (tmp_path / "state.safetensors").exists()
 
@@ -187,7 +209,7 @@ class TestInterrupted:
         assert RunDirectory.state_of(tmp_path / "killed") == "running"
         assert contents(run(tiny_lm(), tmp_path / "killed")) == expected
         assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "undisturbed")
-        assert read_json(tmp_path / "killed" / "harden.json") == read_json(tmp_path / "undisturbed" / "harden.json")
+        assert record_of(tmp_path / "killed") == record_of(tmp_path / "undisturbed")
 
     @pytest.mark.parametrize("call", [0, 1, 3])
     def test_between_the_log_and_the_state(self, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,21 +235,29 @@ class TestInterrupted:
             self.stop_at(5, "train_step", patched)
             with pytest.raises(Stop):
                 run(tiny_lm(), tmp_path)
-        done: list[int] = []
-
-        def counting(*arguments: Any) -> dict[str, float]:
-            done.append(arguments[-1])
-            return train_step(*arguments)
-
-        monkeypatch.setattr(HARDEN_MODULE, "train_step", counting)
+        done = steps_taken(monkeypatch)
         run(tiny_lm(), tmp_path)
         assert done == [4, 5, 6]
 
-    def test_a_finished_run_ends_with_the_same_result_again(self, tmp_path: Path) -> None:
+    def test_a_finished_run_gives_its_patch_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = contents(run(tiny_lm(), tmp_path))
         rows = rows_of(tmp_path)
+        done = steps_taken(monkeypatch)
         assert contents(run(tiny_lm(), tmp_path)) == first
         assert rows_of(tmp_path) == rows
+        assert done == []
+
+    def test_a_folder_of_a_version_without_the_later_settings(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            self.stop_at(5, "train_step", patched)
+            with pytest.raises(Stop):
+                run(tiny_lm(), tmp_path)
+        known = read_json(tmp_path / "run.json")["settings"]
+        assert known == {key: value for key, value in dataclasses.asdict(SETTINGS).items() if key not in LATER}
+        with pytest.raises(RunError, match=r"target_asr: 0\.1 now, null there"):
+            run(tiny_lm(), tmp_path, target_asr=0.1)
 
     def test_a_damaged_state_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
@@ -238,6 +268,70 @@ class TestInterrupted:
         state.write_bytes(state.read_bytes()[:-50])
         with pytest.raises(RunError, match="is damaged"):
             run(tiny_lm(), tmp_path)
+
+
+class TestTarget:
+    """At a budget of 1 the attack success of the undisturbed run decides where a run with a target stops."""
+
+    @staticmethod
+    @cache
+    def rates() -> list[tuple[int, float]]:
+        folder = Path(tempfile.mkdtemp())
+        run(tiny_lm(), folder, max_over_refusal_rise=1.0)
+        return [(row["step"], row["attack_success_rate"]) for row in record_of(folder)["selection"]]
+
+    def stop(self) -> tuple[int, float]:
+        """The first check that lowered attack success, which is not the last."""
+        return next((step, rate) for step, rate in self.rates() if rate < self.rates()[0][1])
+
+    def test_stops_at_the_first_check_that_is_there(self, tmp_path: Path) -> None:
+        step, rate = self.stop()
+        assert 0 < step < SETTINGS.steps
+        run(tiny_lm(), tmp_path / "whole", max_over_refusal_rise=1.0)
+        lm = tiny_lm()
+        patch = run(lm, tmp_path / "stopped", max_over_refusal_rise=1.0, target_asr=rate)
+        assert rows_of(tmp_path / "stopped") == [row for row in rows_of(tmp_path / "whole") if row["step"] <= step]
+        record = record_of(tmp_path / "stopped")
+        assert (record["steps"], record["chosen_step"], record["target_reached"]) == (step, step, True)
+        assert "stopped here, at the target" in record["reason"]
+        rows = [row["over_refusal"] for row in record["selection"]]
+        assert record["over_refusal_rise"] == rows[-1] - rows[0]
+        patch.apply(lm.model)
+        found = check(lm, OpeningJudge("N"), SELECT_HARMFUL, [SELECT_HARMLESS], step, SETTINGS.check_tokens)
+        assert found.attack_success_rate == rate
+
+    @pytest.mark.parametrize("name", ["_best", "write_json"])
+    def test_killed_and_resumed_is_done(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        wanted: dict[str, Any] = {"max_over_refusal_rise": 1.0, "target_asr": self.stop()[1]}
+        expected = contents(run(tiny_lm(), tmp_path / "undisturbed", **wanted))
+        with monkeypatch.context() as patched:
+            TestInterrupted().stop_at(0, name, patched)
+            with pytest.raises(Stop):
+                run(tiny_lm(), tmp_path / "killed", **wanted)
+        done = steps_taken(monkeypatch)
+        assert contents(run(tiny_lm(), tmp_path / "killed", **wanted)) == expected
+        assert record_of(tmp_path / "killed") == record_of(tmp_path / "undisturbed")
+        assert RunDirectory.state_of(tmp_path / "killed") == "done"
+        assert done == []
+
+    def test_that_no_check_reaches(self, tmp_path: Path) -> None:
+        run(tiny_lm(), tmp_path, target_asr=0.0, steps=5)
+        record = record_of(tmp_path)
+        assert record["steps"] == 5
+        assert record["target_reached"] is False
+        assert record["reason"].endswith("; the target of 0% attack success was not reached")
+
+    def test_that_the_untuned_model_meets(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(JUDGES, "opening", lambda: OpeningJudge(""))  # every answer is a refusal
+        done = steps_taken(monkeypatch)
+        for _ in range(2):
+            with pytest.raises(UsageError, match=r"complies with 0% of the harmful select prompts, .* target of 10%"):
+                run(tiny_lm(), tmp_path, target_asr=0.1)
+        assert done == []
+
+    def test_is_not_met_by_answers_without_a_verdict(self, tmp_path: Path) -> None:
+        with pytest.raises(NumericalError, match="No step lowered"):
+            run(tiny_lm(), tmp_path, judge="unscored", target_asr=0.1)
 
 
 class TestRefused:

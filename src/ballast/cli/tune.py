@@ -36,6 +36,9 @@ def harden(
     max_over_refusal_rise: Annotated[
         float, typer.Option(help="Budget on the harmless select prompts, as a share.")
     ] = HardenSettings.max_over_refusal_rise,
+    target_asr: Annotated[
+        float | None, typer.Option(help="Stop at this attack success on the select prompts, within the budget.")
+    ] = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -48,6 +51,7 @@ def harden(
         learning_rate=learning_rate,
         help_weight=help_weight,
         max_over_refusal_rise=max_over_refusal_rise,
+        target_asr=target_asr,
         seed=seed,
     )
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
@@ -65,9 +69,13 @@ def harden(
     info = dataclasses.asdict(patch.info())
     record = read_json(out / "harden.json")
     show(
-        info | {"base": patch.header.base.model_dump(), "step": record["chosen_step"], "reason": record["reason"]},
+        info
+        | {"base": patch.header.base.model_dump(), "step": record["chosen_step"]}
+        | {name: record[name] for name in ("reason", "target_reached", "steps", "over_refusal_rise", "seconds")},
         (),
         f"Step {record['chosen_step']} was kept: {record['reason']}.\n"
+        f"{record['steps']} steps, {record['seconds']:,.0f} seconds, over-refusal on the select prompts "
+        f"{100 * record['over_refusal_rise']:+.1f} points.\n"
         f"{info['entries']:,} weights tuned; written to {out / 'patch.safetensors'}",
     )
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ballast.errors import UsageError
+
+LATER = ("target_asr",)  # settings that folders of earlier versions do not name
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class HardenSettings:
         judge: Judge of the checks; not the one that measures, so the result is not tuned to its judge.
         max_over_refusal_rise: How far refusal of harmless select prompts may rise, as a share; the step with the
             lowest attack success among those within this budget is kept, or the one with the smallest rise.
+        target_asr: Stop at the first check whose attack success is no higher than this share, with over-refusal within
+            the budget; None does all steps.
         seed: Seed of the order of the rows.
     """
 
@@ -51,6 +57,7 @@ class HardenSettings:
     check_tokens: int = 16
     judge: str = "keyword"
     max_over_refusal_rise: float = 0.07
+    target_asr: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +74,17 @@ class HardenSettings:
                 raise UsageError(f"The setting {name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"The setting warmup is {self.warmup}; it is a share of the steps, in [0, 1).")
+        if self.target_asr is not None and not 0 <= self.target_asr < 1:
+            raise UsageError(f"The setting target_asr is {self.target_asr}; it is a share of prompts, in [0, 1).")
+
+    def recorded(self) -> dict[str, Any]:
+        """As `run.json` keeps them: later settings only if they are not at their defaults, so old folders continue."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in LATER or value != defaults[name]
+        }
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (0-based)."""
