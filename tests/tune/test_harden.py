@@ -3,96 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-import tempfile
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ballast.errors import NumericalError, PromptError, RegionError, RunError, UsageError
-from ballast.judges import JUDGES, Judge
-from ballast.locate import locate
-from ballast.models import LanguageModel
+from ballast.errors import NumericalError, PromptError, RegionError, RunError
 from ballast.models.fingerprint import fingerprints
-from ballast.patches import Patch
 from ballast.prompts import PromptSet
-from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, read_json
-from ballast.tune import HardenSettings, harden
 from ballast.tune.checks import Check, check, choose
 from ballast.tune.settings import LATER
-from ballast.tune.step import train_step
-from tests.tune.world import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS, SETTINGS
-from tests.worlds import OpeningJudge, TableJudge, prompt_set, tiny_lm
+from tests.tune.world import (
+    HARDEN_MODULE,
+    HARMLESS,
+    SELECT_HARMFUL,
+    SELECT_HARMLESS,
+    SETTINGS,
+    Stop,
+    contents,
+    record_of,
+    region_of,
+    rows_of,
+    run,
+    steps_taken,
+    stop_at,
+)
+from tests.worlds import OpeningJudge, prompt_set, tiny_lm
 
 torch.set_num_threads(1)
 
-HARDEN_MODULE = importlib.import_module("ballast.tune.harden")  # the package gives the function of that name
-
-
-@cache
-def region_of(dtype: torch.dtype = torch.float32) -> Region:
-    scores = locate(tiny_lm(dtype=dtype), prompt_set("locate", ["bad: rob"], ["No."]), "gradient")
-    return scores.select(0.2)
-
-
-def run(lm: LanguageModel, out: Path | None, region: Region | None = None, **changes: Any) -> Patch:
-    fields = {field.name for field in dataclasses.fields(HardenSettings)}
-    given: dict[str, Any] = {
-        "refusals": REFUSALS,
-        "harmless": [HARMLESS],
-        "select_harmful": SELECT_HARMFUL,
-        "select_harmless": [SELECT_HARMLESS],
-        **{name: value for name, value in changes.items() if name not in fields},
-    }
-    settings = dataclasses.replace(SETTINGS, **{name: value for name, value in changes.items() if name in fields})
-    return harden(lm, region or region_of(), **given, settings=settings, out=out)
-
-
-@pytest.fixture(autouse=True)
-def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = [prompt.prompt for prompt in (*SELECT_HARMFUL, *SELECT_HARMLESS)]
-    judges: dict[str, Judge] = {
-        "opening": OpeningJudge("N"),
-        "complied": TableJudge(dict.fromkeys(requests, "c")),
-        "unscored": TableJudge(dict.fromkeys(requests, "u")),
-    }
-    for name, one in judges.items():
-        monkeypatch.setitem(JUDGES, name, lambda one=one: one)
-
-
-def contents(patch: Patch) -> dict[str, list[list[float]]]:
-    return {name: [part.tolist() for part in entries] for name, entries in patch.entries.items()}
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The log without what a clock says."""
-    return [
-        {key: value for key, value in row.items() if key != "seconds"}
-        for row in JsonLines(folder / "harden.jsonl").rows
-    ]
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """`harden.json` without what a clock says."""
-    return {key: value for key, value in read_json(folder / "harden.json").items() if key != "seconds"}
-
-
-def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every optimizer step (0-based) that is taken from now on."""
-    done: list[int] = []
-
-    def counting(*arguments: Any) -> dict[str, float]:
-        done.append(arguments[-1])
-        return train_step(*arguments)
-
-    monkeypatch.setattr(HARDEN_MODULE, "train_step", counting)
-    return done
+pytestmark = pytest.mark.usefixtures("judges")
 
 
 class TestResult:
@@ -169,23 +112,7 @@ class TestResult:
         assert contents(run(tiny_lm(), None, max_over_refusal_rise=1.0, seed=1)) != first
 
 
-class Stop(BaseException):
-    """The process was killed."""
-
-
 class TestInterrupted:
-    def stop_at(self, call: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a function of the module fail at its n-th call from now on (0 is the first)."""
-        calls = itertools.count()
-        original: Callable[..., Any] = getattr(HARDEN_MODULE, name)
-
-        def stopping(*arguments: Any, **options: Any) -> Any:
-            if next(calls) == call:
-                raise Stop
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(HARDEN_MODULE, name, stopping)
-
     @pytest.mark.parametrize(
         ("name", "call"),
         [
@@ -202,7 +129,7 @@ class TestInterrupted:
         lm = tiny_lm()
         before = fingerprints(lm.model)
         with monkeypatch.context() as patched:
-            self.stop_at(call, name, patched)
+            stop_at(call, name, patched)
             with pytest.raises(Stop):
                 run(lm, tmp_path / "killed")
         assert fingerprints(lm.model) == before
@@ -232,7 +159,7 @@ class TestInterrupted:
 
     def test_does_not_repeat_what_was_checked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
-            self.stop_at(5, "train_step", patched)
+            stop_at(5, "train_step", patched)
             with pytest.raises(Stop):
                 run(tiny_lm(), tmp_path)
         done = steps_taken(monkeypatch)
@@ -251,7 +178,7 @@ class TestInterrupted:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patched:
-            self.stop_at(5, "train_step", patched)
+            stop_at(5, "train_step", patched)
             with pytest.raises(Stop):
                 run(tiny_lm(), tmp_path)
         known = read_json(tmp_path / "run.json")["settings"]
@@ -261,77 +188,13 @@ class TestInterrupted:
 
     def test_a_damaged_state_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
-            self.stop_at(3, "train_step", patched)
+            stop_at(3, "train_step", patched)
             with pytest.raises(Stop):
                 run(tiny_lm(), tmp_path)
         state = tmp_path / "state.safetensors"
         state.write_bytes(state.read_bytes()[:-50])
         with pytest.raises(RunError, match="is damaged"):
             run(tiny_lm(), tmp_path)
-
-
-class TestTarget:
-    """At a budget of 1 the attack success of the undisturbed run decides where a run with a target stops."""
-
-    @staticmethod
-    @cache
-    def rates() -> list[tuple[int, float]]:
-        folder = Path(tempfile.mkdtemp())
-        run(tiny_lm(), folder, max_over_refusal_rise=1.0)
-        return [(row["step"], row["attack_success_rate"]) for row in record_of(folder)["selection"]]
-
-    def stop(self) -> tuple[int, float]:
-        """The first check that lowered attack success, which is not the last."""
-        return next((step, rate) for step, rate in self.rates() if rate < self.rates()[0][1])
-
-    def test_stops_at_the_first_check_that_is_there(self, tmp_path: Path) -> None:
-        step, rate = self.stop()
-        assert 0 < step < SETTINGS.steps
-        run(tiny_lm(), tmp_path / "whole", max_over_refusal_rise=1.0)
-        lm = tiny_lm()
-        patch = run(lm, tmp_path / "stopped", max_over_refusal_rise=1.0, target_asr=rate)
-        assert rows_of(tmp_path / "stopped") == [row for row in rows_of(tmp_path / "whole") if row["step"] <= step]
-        record = record_of(tmp_path / "stopped")
-        assert (record["steps"], record["chosen_step"], record["target_reached"]) == (step, step, True)
-        assert "stopped here, at the target" in record["reason"]
-        rows = [row["over_refusal"] for row in record["selection"]]
-        assert record["over_refusal_rise"] == rows[-1] - rows[0]
-        patch.apply(lm.model)
-        found = check(lm, OpeningJudge("N"), SELECT_HARMFUL, [SELECT_HARMLESS], step, SETTINGS.check_tokens)
-        assert found.attack_success_rate == rate
-
-    @pytest.mark.parametrize("name", ["_best", "write_json"])
-    def test_killed_and_resumed_is_done(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        wanted: dict[str, Any] = {"max_over_refusal_rise": 1.0, "target_asr": self.stop()[1]}
-        expected = contents(run(tiny_lm(), tmp_path / "undisturbed", **wanted))
-        with monkeypatch.context() as patched:
-            TestInterrupted().stop_at(0, name, patched)
-            with pytest.raises(Stop):
-                run(tiny_lm(), tmp_path / "killed", **wanted)
-        done = steps_taken(monkeypatch)
-        assert contents(run(tiny_lm(), tmp_path / "killed", **wanted)) == expected
-        assert record_of(tmp_path / "killed") == record_of(tmp_path / "undisturbed")
-        assert RunDirectory.state_of(tmp_path / "killed") == "done"
-        assert done == []
-
-    def test_that_no_check_reaches(self, tmp_path: Path) -> None:
-        run(tiny_lm(), tmp_path, target_asr=0.0, steps=5)
-        record = record_of(tmp_path)
-        assert record["steps"] == 5
-        assert record["target_reached"] is False
-        assert record["reason"].endswith("; the target of 0% attack success was not reached")
-
-    def test_that_the_untuned_model_meets(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(JUDGES, "opening", lambda: OpeningJudge(""))  # every answer is a refusal
-        done = steps_taken(monkeypatch)
-        for _ in range(2):
-            with pytest.raises(UsageError, match=r"complies with 0% of the harmful select prompts, .* target of 10%"):
-                run(tiny_lm(), tmp_path, target_asr=0.1)
-        assert done == []
-
-    def test_is_not_met_by_answers_without_a_verdict(self, tmp_path: Path) -> None:
-        with pytest.raises(NumericalError, match="No step lowered"):
-            run(tiny_lm(), tmp_path, judge="unscored", target_asr=0.1)
 
 
 class TestRefused:
@@ -379,10 +242,3 @@ class TestRefused:
         assert fingerprints(lm.model) == before
         assert not (tmp_path / "harden.json").exists()
         assert RunDirectory.state_of(tmp_path) == "running"
-
-    def test_a_loss_that_is_not_finite(self, tmp_path: Path) -> None:
-        lm = tiny_lm()
-        before = fingerprints(lm.model)
-        with pytest.raises(NumericalError, match="not finite"):
-            run(lm, tmp_path, learning_rate=1e30, clip=1e30)
-        assert fingerprints(lm.model) == before

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ballast.errors import NumericalError, PromptError, UsageError
@@ -20,6 +21,7 @@ from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
 from ballast.tune.checks import Check, check, choose, reaches, reason
 from ballast.tune.curriculum import Curriculum, curriculum
+from ballast.tune.explosion import highest_loss, require_calm, require_sound
 from ballast.tune.progress_file import Progress
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
@@ -68,7 +70,8 @@ def harden(
     Raises:
         RegionError: The region belongs to another model.
         PromptError: A set is malformed, or training and select prompts overlap.
-        NumericalError: The loss is not finite, or no step lowered attack success.
+        NumericalError: The loss is not finite or exploded, and the last good state is kept; or no step lowered attack
+            success.
         UsageError: The untuned model is within the target already.
         RunError: The folder holds another run or cannot be written.
     """
@@ -195,11 +198,28 @@ def _train(
         if _stops(progress.checks, settings):
             break
         start = time.monotonic()
-        row = train_step(lm, optimizer, lessons, settings, step)
-        log.append([{"step": step + 1, **row, "seconds": round(time.monotonic() - start, 3)}])
+        with _state_named(run.path, progress):
+            row = train_step(lm, optimizer, lessons, settings, step)
+            log.append([{"step": step + 1, **row, "seconds": round(time.monotonic() - start, 3)}])
+            highest = highest_loss(lm, next(row["refuse"] for row in log.rows if "refuse" in row))
+            require_calm(max(row["refuse"], row["help"]), highest, step + 1)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
+            with _state_named(run.path, progress):
+                require_sound(lm, lessons, settings, step + 1, highest)
             checked(step + 1)
     return progress, round(sum(row.get("seconds", 0.0) for row in log.rows), 3)
+
+
+@contextmanager
+def _state_named(folder: Path, progress: Progress) -> Iterator[None]:
+    """Add to a numerical error what is kept and how to go on."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(
+            f"{str(error).removesuffix('.')}, which is a different run and needs another --out folder; the state of "
+            f"step {progress.step} is kept in {folder}, and the same command continues from it."
+        ) from error
 
 
 def _note(progress: Progress, found: Check, optimizer: SparseAdamW, settings: HardenSettings) -> None:
