@@ -51,17 +51,24 @@ def region_of(dtype: torch.dtype = torch.float32) -> Region:
     return scores.select(0.2)
 
 
-def run(lm: LanguageModel, out: Path | None, region: Region | None = None, **changes: Any) -> Patch:
+def run(
+    lm: LanguageModel,
+    out: Path | None,
+    region: Region | None = None,
+    given: HardenSettings = SETTINGS,
+    **changes: Any,
+) -> Patch:
+    """Harden in the tiny world; `changes` are of the settings or of the prompts."""
     fields = {field.name for field in dataclasses.fields(HardenSettings)}
-    given: dict[str, Any] = {
+    prompts: dict[str, Any] = {
         "refusals": REFUSALS,
         "harmless": [HARMLESS],
         "select_harmful": SELECT_HARMFUL,
         "select_harmless": [SELECT_HARMLESS],
         **{name: value for name, value in changes.items() if name not in fields},
     }
-    settings = dataclasses.replace(SETTINGS, **{name: value for name, value in changes.items() if name in fields})
-    return harden(lm, region or region_of(), **given, settings=settings, out=out)
+    settings = dataclasses.replace(given, **{name: value for name, value in changes.items() if name in fields})
+    return harden(lm, region or region_of(), **prompts, settings=settings, out=out)
 
 
 def contents(patch: Patch) -> dict[str, list[list[float]]]:

@@ -23,6 +23,7 @@ from ballast.tune.checks import Check, check, choose, reaches, reason
 from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.explosion import highest_loss, require_calm, require_sound
 from ballast.tune.progress_file import Progress
+from ballast.tune.reference_code import norms_and_biases
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
 from ballast.tune.step import train_step
@@ -106,7 +107,8 @@ def _tune(
 ) -> None:
     """Train, and write the patch and the record; the weights are the original ones again at the end."""
     parameters = dict(lm.model.named_parameters())
-    indices = region.indices
+    beside = norms_and_biases(lm) if settings.variant == "reference_code" else {}
+    indices, norms = {**region.indices, **beside}, sum(map(len, beside.values()))
     with (
         only_trainable(lm.model, set(indices)),
         SparseAdamW(parameters, indices, lr=settings.learning_rate, weight_decay=settings.weight_decay) as optimizer,
@@ -121,7 +123,13 @@ def _tune(
         {name: (indices[name], progress.kept[name], original[name]) for name in original},
         lm.model,
         base=Origin(source=lm.source, name=lm.name, revision=lm.revision),
-        settings={"verb": "harden", "region": region.region_id, "step": best.step, **dataclasses.asdict(settings)},
+        settings={
+            "verb": "harden",
+            "region": region.region_id,
+            "step": best.step,
+            "trained_norms_and_biases": norms,
+            **dataclasses.asdict(settings),
+        },
     )
     patch.save(run.path / PATCH)
     untuned, target, budget = progress.checks[0], settings.target_asr, settings.max_over_refusal_rise
@@ -134,7 +142,10 @@ def _tune(
             "target_reached": None if target is None else reaches(best, untuned, target, budget),
             "over_refusal_rise": best.over_refusal - untuned.over_refusal,
             "seconds": seconds,
+            "refusals_learnt": len(lessons.refuse),
+            "refusals_left_out": lessons.left_out,
             "trained_entries": optimizer.entries,
+            "trained_norms_and_biases": norms,
             "state_bytes": optimizer.state_bytes,
             "dense_state_bytes": lm.model.num_parameters() * (3 * lm.model.dtype.itemsize),
             "selection": [row._asdict() for row in progress.checks],
