@@ -61,7 +61,7 @@ def test_the_same_command_continues_from_the_last_good_state(tmp_path: Path, mon
 
     def exploding(*arguments: Any) -> dict[str, float]:
         row = train_step(*arguments)
-        return row if arguments[-1] < 5 else row | {"help": 100.0}
+        return row if arguments[-1] < 5 else row | {"refuse": 100.0}
 
     with monkeypatch.context() as patched:
         patched.setattr(HARDEN_MODULE, "train_step", exploding)

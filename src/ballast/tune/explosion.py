@@ -1,4 +1,7 @@
-"""When a loss is so high that training broke the model, rather than taught it."""
+"""When the loss of the refusals is so high that training broke the model, rather than taught it.
+
+The distance from the original model is no sign: one that refuses everything is far from it and not broken.
+"""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def _train(
             row = train_step(lm, optimizer, lessons, settings, step)
             log.append([{"step": step + 1, **row, "seconds": round(time.monotonic() - start, 3)}])
             highest = highest_loss(lm, next(row["refuse"] for row in log.rows if "refuse" in row))
-            require_calm(max(row["refuse"], row["help"]), highest, step + 1)
+            require_calm(row["refuse"], highest, step + 1)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
             with _state_named(run.path, progress):
                 require_sound(lm, lessons, settings, step + 1, highest)
