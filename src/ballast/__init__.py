@@ -17,6 +17,7 @@ from ballast.tune import (
     fine_tuning_attack,
     finetune,
     harden,
+    harden_over,
     merge_protected,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "fine_tuning_attack",
     "finetune",
     "harden",
+    "harden_over",
     "load_prompts",
     "locate",
     "locate_all",

@@ -79,7 +79,7 @@ def demo(
             **dataclasses.asdict(method),
             "fraction": fraction,
             "seed": seed,
-            "harden": dataclasses.asdict(chosen),
+            "harden": chosen.recorded(),
         },
         {
             "model": lm.identity(),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballast.tune.checks import Check, check, choose, reason
+from ballast.tune.checks import Check, check, choose, reaches, reason
 from tests.worlds import TableJudge, prompt_set, tiny_lm
 
 torch.set_num_threads(1)
@@ -29,6 +29,16 @@ class TestChoose:
 
     def test_the_untuned_model_stays_if_nothing_is_better(self) -> None:
         assert choose([self.row(0, 0.5, 0.1), self.row(10, 0.5, 0.1), self.row(20, 0.6, 0.0)], 0.5).step == 0
+
+    def test_a_target_is_reached_within_the_budget_alone(self) -> None:
+        untuned = self.row(0, 0.9, 0.1)
+        assert reaches(self.row(10, 0.3, 0.15), untuned, 0.3, 0.05)
+        assert reaches(self.row(10, 0.1 + 0.2, 0.1), untuned, 0.3, 0.0)  # however it is rounded
+        assert not reaches(self.row(10, 0.31, 0.1), untuned, 0.3, 0.05)
+        assert not reaches(self.row(10, 0.0, 0.16), untuned, 0.3, 0.05)
+        assert not reaches(self.row(10, 0.0, 0.1), untuned, None, 0.05)
+        assert not reaches(Check(10, 0.0, 0.1, 0, 10), untuned, 0.3, 0.05)  # nothing was scored
+        assert not reaches(Check(10, 0.0, 0.0, 10, 0), untuned, 0.3, 0.05)
 
     def test_beyond_the_budget_the_smallest_rise_of_those_that_lowered_attack_success(self) -> None:
         rows = [self.row(0, 0.9, 0.1), self.row(10, 0.5, 0.25), self.row(20, 0.3, 0.2), self.row(30, 0.4, 0.2)]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +11,31 @@ import pytest
 import torch
 
 from ballast.errors import NumericalError, PromptError, RegionError, RunError
-from ballast.judges import JUDGES, Judge
-from ballast.locate import locate
-from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
-from ballast.patches import Patch
 from ballast.prompts import PromptSet
-from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, read_json
-from ballast.tune import HardenSettings, harden
 from ballast.tune.checks import Check, check, choose
-from ballast.tune.step import train_step
-from tests.tune.world import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS, SETTINGS
-from tests.worlds import OpeningJudge, TableJudge, prompt_set, tiny_lm
+from ballast.tune.settings import LATER
+from tests.tune.world import (
+    HARDEN_MODULE,
+    HARMLESS,
+    SELECT_HARMFUL,
+    SELECT_HARMLESS,
+    SETTINGS,
+    Stop,
+    contents,
+    record_of,
+    region_of,
+    rows_of,
+    run,
+    steps_taken,
+    stop_at,
+)
+from tests.worlds import OpeningJudge, prompt_set, tiny_lm
 
 torch.set_num_threads(1)
 
-HARDEN_MODULE = importlib.import_module("ballast.tune.harden")  # the package gives the function of that name
-
-
-@cache
-def region_of(dtype: torch.dtype = torch.float32) -> Region:
-    scores = locate(tiny_lm(dtype=dtype), prompt_set("locate", ["bad: rob"], ["No."]), "gradient")
-    return scores.select(0.2)
-
-
-def run(lm: LanguageModel, out: Path | None, region: Region | None = None, **changes: Any) -> Patch:
-    fields = {field.name for field in dataclasses.fields(HardenSettings)}
-    given: dict[str, Any] = {
-        "refusals": REFUSALS,
-        "harmless": [HARMLESS],
-        "select_harmful": SELECT_HARMFUL,
-        "select_harmless": [SELECT_HARMLESS],
-        **{name: value for name, value in changes.items() if name not in fields},
-    }
-    settings = dataclasses.replace(SETTINGS, **{name: value for name, value in changes.items() if name in fields})
-    return harden(lm, region or region_of(), **given, settings=settings, out=out)
-
-
-@pytest.fixture(autouse=True)
-def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = [prompt.prompt for prompt in (*SELECT_HARMFUL, *SELECT_HARMLESS)]
-    judges: dict[str, Judge] = {
-        "opening": OpeningJudge("N"),
-        "complied": TableJudge(dict.fromkeys(requests, "c")),
-        "unscored": TableJudge(dict.fromkeys(requests, "u")),
-    }
-    for name, one in judges.items():
-        monkeypatch.setitem(JUDGES, name, lambda one=one: one)
-
-
-def contents(patch: Patch) -> dict[str, list[list[float]]]:
-    return {name: [part.tolist() for part in entries] for name, entries in patch.entries.items()}
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The log without what a clock says."""
-    return [
-        {key: value for key, value in row.items() if key != "seconds"}
-        for row in JsonLines(folder / "harden.jsonl").rows
-    ]
+pytestmark = pytest.mark.usefixtures("judges")
 
 
 class TestResult:
@@ -138,6 +100,9 @@ class TestResult:
         assert record["state_bytes"] == 20 * len(region_of())
         assert record["dense_state_bytes"] == 3 * 4 * lm.model.num_parameters()
         assert "lowest attack success" in record["reason"]
+        assert record["target_reached"] is None
+        assert record["over_refusal_rise"] <= 0
+        assert record["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
         assert RunDirectory.state_of(tmp_path) == "done"
         assert not (tmp_path / "state.safetensors").exists()
 
@@ -147,23 +112,7 @@ class TestResult:
         assert contents(run(tiny_lm(), None, max_over_refusal_rise=1.0, seed=1)) != first
 
 
-class Stop(BaseException):
-    """The process was killed."""
-
-
 class TestInterrupted:
-    def stop_at(self, call: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a function of the module fail at its n-th call from now on (0 is the first)."""
-        calls = itertools.count()
-        original: Callable[..., Any] = getattr(HARDEN_MODULE, name)
-
-        def stopping(*arguments: Any, **options: Any) -> Any:
-            if next(calls) == call:
-                raise Stop
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(HARDEN_MODULE, name, stopping)
-
     @pytest.mark.parametrize(
         ("name", "call"),
         [
@@ -180,14 +129,14 @@ class TestInterrupted:
         lm = tiny_lm()
         before = fingerprints(lm.model)
         with monkeypatch.context() as patched:
-            self.stop_at(call, name, patched)
+            stop_at(call, name, patched)
             with pytest.raises(Stop):
                 run(lm, tmp_path / "killed")
         assert fingerprints(lm.model) == before
         assert RunDirectory.state_of(tmp_path / "killed") == "running"
         assert contents(run(tiny_lm(), tmp_path / "killed")) == expected
         assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "undisturbed")
-        assert read_json(tmp_path / "killed" / "harden.json") == read_json(tmp_path / "undisturbed" / "harden.json")
+        assert record_of(tmp_path / "killed") == record_of(tmp_path / "undisturbed")
 
     @pytest.mark.parametrize("call", [0, 1, 3])
     def test_between_the_log_and_the_state(self, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,28 +159,36 @@ class TestInterrupted:
 
     def test_does_not_repeat_what_was_checked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
-            self.stop_at(5, "train_step", patched)
+            stop_at(5, "train_step", patched)
             with pytest.raises(Stop):
                 run(tiny_lm(), tmp_path)
-        done: list[int] = []
-
-        def counting(*arguments: Any) -> dict[str, float]:
-            done.append(arguments[-1])
-            return train_step(*arguments)
-
-        monkeypatch.setattr(HARDEN_MODULE, "train_step", counting)
+        done = steps_taken(monkeypatch)
         run(tiny_lm(), tmp_path)
         assert done == [4, 5, 6]
 
-    def test_a_finished_run_ends_with_the_same_result_again(self, tmp_path: Path) -> None:
+    def test_a_finished_run_gives_its_patch_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = contents(run(tiny_lm(), tmp_path))
         rows = rows_of(tmp_path)
+        done = steps_taken(monkeypatch)
         assert contents(run(tiny_lm(), tmp_path)) == first
         assert rows_of(tmp_path) == rows
+        assert done == []
+
+    def test_a_folder_of_a_version_without_the_later_settings(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            stop_at(5, "train_step", patched)
+            with pytest.raises(Stop):
+                run(tiny_lm(), tmp_path)
+        known = read_json(tmp_path / "run.json")["settings"]
+        assert known == {key: value for key, value in dataclasses.asdict(SETTINGS).items() if key not in LATER}
+        with pytest.raises(RunError, match=r"target_asr: 0\.1 now, null there"):
+            run(tiny_lm(), tmp_path, target_asr=0.1)
 
     def test_a_damaged_state_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
-            self.stop_at(3, "train_step", patched)
+            stop_at(3, "train_step", patched)
             with pytest.raises(Stop):
                 run(tiny_lm(), tmp_path)
         state = tmp_path / "state.safetensors"
@@ -285,10 +242,3 @@ class TestRefused:
         assert fingerprints(lm.model) == before
         assert not (tmp_path / "harden.json").exists()
         assert RunDirectory.state_of(tmp_path) == "running"
-
-    def test_a_loss_that_is_not_finite(self, tmp_path: Path) -> None:
-        lm = tiny_lm()
-        before = fingerprints(lm.model)
-        with pytest.raises(NumericalError, match="not finite"):
-            run(lm, tmp_path, learning_rate=1e30, clip=1e30)
-        assert fingerprints(lm.model) == before

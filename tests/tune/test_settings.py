@@ -22,6 +22,9 @@ from tests.tune.world import SETTINGS
         ("answers_per_step", -1),
         ("refusals_per_step", 0),
         ("max_over_refusal_rise", -0.1),
+        ("target_asr", 1.0),
+        ("target_asr", -0.1),
+        ("target_asr", float("nan")),
     ],
 )
 def test_settings_that_cannot_work(name: str, value: float) -> None:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ballast import pipeline
 from ballast.cli.options import Dtype, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
-from ballast.cli.output import show
+from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.patches import Patch
 from ballast.patches.export import export
 from ballast.pipeline import OVER_REFUSAL, SAFETY, UTILITY
 from ballast.regions import Region
 from ballast.runs import RunDirectory, read_json
-from ballast.tune import FinetuneSettings, HardenSettings, LoraSettings, merge_protected
+from ballast.tune import FinetuneSettings, HardenSettings, LoraSettings, harden_over, merge_protected
 from ballast.tune import harden as harden_model
 from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
+from ballast.tune.settings import Objective, Variant
 
 
 def harden(
     model: Model,
-    region: Annotated[Path, typer.Argument(help="Region file, located on this model.")],
+    region: Annotated[list[Path], typer.Argument(help="Region file, located on this model; several to choose among.")],
     out: Out,
     refusals: Annotated[list[str] | None, typer.Option(help="Harmful prompts to refuse; repeat for more sets.")] = None,
     harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts; repeat for more sets.")] = None,
@@ -32,10 +34,21 @@ def harden(
     select_harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts for the same; repeat.")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = HardenSettings.steps,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = HardenSettings.learning_rate,
-    help_weight: Annotated[float, typer.Option(help="Weight of staying close.")] = HardenSettings.help_weight,
+    help_weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of staying close, 24 if not given; several to choose among.")
+    ] = None,
     max_over_refusal_rise: Annotated[
         float, typer.Option(help="Budget on the harmless select prompts, as a share.")
     ] = HardenSettings.max_over_refusal_rise,
+    target_asr: Annotated[
+        float | None, typer.Option(help="Stop at this attack success on the select prompts, within the budget.")
+    ] = None,
+    objective: Annotated[
+        Objective, typer.Option(help="cross_entropy, or preference over the model's own answers.")
+    ] = HardenSettings.objective,
+    variant: Annotated[
+        Variant, typer.Option(help="ours, or reference_code: as the authors' first code does, for comparison.")
+    ] = HardenSettings.variant,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -43,33 +56,63 @@ def harden(
     allow_pickle: Pickle = False,
 ) -> None:
     """Teach refusal by tuning only the weights of a region; writes patch.safetensors."""
+    weights = help_weight or [HardenSettings.help_weight]
     settings = HardenSettings(
         steps=steps,
         learning_rate=learning_rate,
-        help_weight=help_weight,
+        help_weight=weights[0],
         max_over_refusal_rise=max_over_refusal_rise,
+        target_asr=target_asr,
+        objective=objective,
+        variant=variant,
         seed=seed,
     )
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
-    patch = harden_model(
-        lm,
-        Region.load(region),
-        refusals=refusals or REFUSALS,
-        harmless=harmless or HARMLESS,
-        select_harmful=select_harmful,
-        select_harmless=select_harmless or SELECT_HARMLESS,
-        settings=settings,
-        out=out,
-    )
+    regions = [Region.load(path) for path in region]
+    prompts: dict[str, Any] = {
+        "refusals": refusals or REFUSALS,
+        "harmless": harmless or HARMLESS,
+        "select_harmful": select_harmful,
+        "select_harmless": select_harmless or SELECT_HARMLESS,
+    }
+    if len(regions) == len(weights) == 1:
+        patch, kept = harden_model(lm, regions[0], **prompts, settings=settings, out=out), out
+        said, rows = "", []
+    else:
+        patch = harden_over(lm, regions, weights, **prompts, settings=settings, out=out)
+        sweep = read_json(out / "sweep.json")
+        kept, rows = out / sweep["chosen"], sweep["rows"]
+        said = f"Combination {sweep['chosen']} is the best on the select prompts.\n"
     pipeline.save_patch(patch, out)
-    info = dataclasses.asdict(patch.info())
-    record = read_json(out / "harden.json")
+    info, record = dataclasses.asdict(patch.info()), read_json(kept / "harden.json")
     show(
-        info | {"base": patch.header.base.model_dump(), "step": record["chosen_step"], "reason": record["reason"]},
-        (),
-        f"Step {record['chosen_step']} was kept: {record['reason']}.\n"
-        f"{info['entries']:,} weights tuned; written to {out / 'patch.safetensors'}",
+        info
+        | {"base": patch.header.base.model_dump(), "step": record["chosen_step"], "combinations": rows}
+        | {name: record[name] for name in ("reason", "target_reached", "steps", "over_refusal_rise", "seconds")},
+        [_combinations(rows)] if rows else (),
+        f"{said}Step {record['chosen_step']} was kept: {record['reason']}.\n"
+        f"{record['steps']} steps, {record['seconds']:,.0f} seconds, over-refusal on the select prompts "
+        f"{100 * record['over_refusal_rise']:+.1f} points.\n"
+        f"{info['entries']:,} weights tuned{_beside(record)}; written to {out / 'patch.safetensors'}",
     )
+
+
+def _combinations(rows: list[dict[str, Any]]) -> Table:
+    """The rows of a sweep."""
+    columns = ("combination", "outcome", "weights", "weight of staying close", "attack success, %", "over-refusal, %")
+    cells = []
+    for row in rows:
+        kept = row.get("kept", {})
+        outcome = f"step {kept['step']}" if kept else row["failed"]
+        rates = [percent(kept.get(name)) for name in ("attack_success_rate", "over_refusal")]
+        cells.append((row["folder"], outcome, f"{row['entries']:,}", f"{row['help_weight']:g}", *rates))
+    return table("Combinations, by the select prompts", columns, cells, words=2)
+
+
+def _beside(record: dict[str, Any]) -> str:
+    """What was trained that is not in the region."""
+    count = record["trained_norms_and_biases"]
+    return f", {count:,} of them in norms and biases" if count else ""
 
 
 def finetune(

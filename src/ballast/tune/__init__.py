@@ -13,6 +13,7 @@ from ballast.tune.safety_preserving import SafetyPreserving
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
 from ballast.tune.surgery import GradientSurgery
+from ballast.tune.sweep import harden_over
 
 __all__ = [
     "Anchor",
@@ -28,5 +29,6 @@ __all__ = [
     "fine_tuning_attack",
     "finetune",
     "harden",
+    "harden_over",
     "merge_protected",
 ]

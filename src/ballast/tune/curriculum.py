@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ballast.judges import get_judge
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
 from ballast.prompts import PromptSet
-from ballast.tune.lessons import closing_lessons, continuing_lessons, help_lessons, refusal_lessons
+from ballast.tune.lessons import (
+    closing_lessons,
+    continuing_lessons,
+    help_lessons,
+    preference_lessons,
+    refusal_lessons,
+)
 from ballast.tune.objective import Lesson
+from ballast.tune.reference_code import flat_lessons
 from ballast.tune.settings import HardenSettings
 
 Row = TypeVar("Row")
@@ -30,6 +38,7 @@ class Curriculum:
         seed: Of the order.
         close: Ends of refusals.
         go_on: Ends of sentences in answers to keep.
+        left_out: Harmful prompts that none of the refusals answers.
     """
 
     refuse: list[Lesson]
@@ -37,6 +46,7 @@ class Curriculum:
     seed: int
     close: Sequence[Lesson] = ()
     go_on: Sequence[Lesson] = ()
+    left_out: int = 0
 
     def batch(self, step: int, refusals: int, answers: int, endings: int = 0) -> list[Lesson]:
         """The rows of a step (0-based): refusals, the harmless twins of these very prompts, other answers, endings.
@@ -73,16 +83,24 @@ def curriculum(
         lm: The original model.
         refusals: As for `harden`.
         harmless: As for `harden`.
-        settings: How long the rows are, and their seed.
+        settings: Objective and variant, how long the rows are, and their seed.
         out: Folder in which the model's own answers are kept, so that they are not generated twice.
     """
+    if settings.variant == "reference_code":
+        return Curriculum(flat_lessons(lm, refusals), [], settings.seed)
+    if settings.objective == "preference":
+        judge = get_judge(settings.judge)
+        refuse = preference_lessons(lm, refusals, settings.refusal_tokens, judge, settings.check_tokens, out)
+    else:
+        refuse = refusal_lessons(lm, refusals, settings.refusal_tokens)
     endings = settings.endings_per_step > 0
     return Curriculum(
-        refusal_lessons(lm, refusals, settings.refusal_tokens),
+        refuse,
         help_lessons(lm, harmless, settings.answer_tokens, out),
         settings.seed,
         closing_lessons(lm, refusals) if endings else [],
         continuing_lessons(lm, harmless, CONTINUED, CONTINUED_TOKENS, settings.seed, out) if endings else [],
+        left_out=sum(map(len, refusals)) - len(refuse),
     )
 
 

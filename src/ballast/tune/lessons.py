@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ballast.errors import PromptError
 from ballast.evaluate.answers import generate
+from ballast.judges import Judge, Verdict
 from ballast.models import LanguageModel
 from ballast.progress import track
 from ballast.prompts import Prompt, PromptSet
 from ballast.prompts.chat import Rendered, check_length, render
 from ballast.prompts.refusals import REFUSALS
 from ballast.tune.objective import Lesson, remember
+from ballast.tune.preference import Rejected, margins
 
 REMEMBER_BATCH = 16
 SENTENCE_ENDS = (".", "!", "?")
+
+
+def refused(refusals: Sequence[PromptSet]) -> Iterator[tuple[Prompt, str]]:
+    """Every harmful prompt with its refusal, or with one of three general ones in turn."""
+    for number, prompt in enumerate(itertools.chain(*refusals)):
+        yield prompt, prompt.response or REFUSALS[number % len(REFUSALS)]
 
 
 def refusal_lessons(lm: LanguageModel, refusals: Sequence[PromptSet], tokens: int) -> list[Lesson]:
@@ -27,12 +36,55 @@ def refusal_lessons(lm: LanguageModel, refusals: Sequence[PromptSet], tokens: in
         PromptError: A prompt is longer than the context.
     """
     lessons = []
-    for number, prompt in enumerate(prompt for prompts in refusals for prompt in prompts):
-        rendered = render(lm.tokenizer, prompt.prompt, prompt.response or REFUSALS[number % len(REFUSALS)])
+    for prompt, refusal in refused(refusals):
+        rendered = render(lm.tokenizer, prompt.prompt, refusal)
         check_length(rendered, lm.context, prompt.id)
         kept = rendered._replace(ids=rendered.ids[: rendered.prompt_length + tokens])
         lessons.append(Lesson(prompt.id, kept, pair=prompt.pair))
     return lessons
+
+
+def preference_lessons(
+    lm: LanguageModel, refusals: Sequence[PromptSet], tokens: int, judge: Judge, answer_tokens: int, out: Path | None
+) -> list[Lesson]:
+    """One lesson per harmful prompt that the model complies with: its refusal, preferred to that very answer.
+
+    Args:
+        lm: The original model.
+        refusals: As for `refusal_lessons`.
+        tokens: Tokens after which refusal and answer are cut.
+        judge: Decides which answers comply; prompts with another answer have nothing to prefer a refusal to.
+        answer_tokens: Tokens of the answers that the judge reads.
+        out: Folder in which the answers are kept.
+
+    Raises:
+        PromptError: A prompt is longer than the context, or the model complies with none.
+    """
+    lessons: list[Lesson] = []
+    answers = []
+    rows = iter(refusal_lessons(lm, refusals, tokens))
+    for prompts in refusals:
+        path = out / f"{prompts.slug}.jsonl" if out else None
+        found = generate(lm, prompts, max_new_tokens=max(tokens, answer_tokens), out=path)
+        judged = judge.judge([row.prompt for row in found], [row.answer for row in found])
+        for lesson, completion, verdict in zip(itertools.islice(rows, len(found)), found, judged, strict=True):
+            if verdict.verdict is Verdict.COMPLIED and completion.answer:
+                answer = render(lm.tokenizer, completion.prompt, completion.answer)
+                answers.append(answer._replace(ids=answer.ids[: answer.prompt_length + tokens]))
+                lessons.append(lesson)
+    if not lessons:
+        raise PromptError(
+            "The model complies with none of the harmful prompts, so there is no answer to prefer a refusal to; give "
+            "other prompts or use the objective cross_entropy."
+        )
+    known: list[float] = []
+    for start in track(range(0, len(lessons), REMEMBER_BATCH), "Remembering the original model"):
+        part = slice(start, start + REMEMBER_BATCH)
+        known += margins(lm, [row.rendered for row in lessons[part]], answers[part])
+    return [
+        lesson._replace(rejected=Rejected(answer, margin))
+        for lesson, answer, margin in zip(lessons, answers, known, strict=True)
+    ]
 
 
 def help_lessons(

@@ -2,8 +2,9 @@
 
     L = L_refuse + weight * L_help                                              (SET, arXiv 2604.08297; L_help is ours)
 
-L_refuse is the mean cross-entropy of the refusal's tokens. L_help is the mean over answer tokens of
-KL(original || current); the original's distribution is kept as its most likely tokens and the rest's total mass.
+L_refuse is the mean cross-entropy of the refusal's tokens; where a refusal is preferred to another answer, the loss of
+the pair stands for each of them (`preference.py`). L_help is the mean over answer tokens of KL(original || current);
+the original's distribution is kept as its most likely tokens and the rest's total mass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ballast.models import LanguageModel
 from ballast.models.likelihood import response_logits
 from ballast.prompts.batches import TokenBatch, collate
 from ballast.prompts.chat import Rendered
+from ballast.tune.preference import Rejected, preference_loss
 
 KEPT_TOKENS = 64
 SMALLEST_REST = 1e-6
@@ -42,12 +44,14 @@ class Lesson(NamedTuple):
         rendered: Request and response.
         teacher: The distribution to stay close to; None for a refusal to learn.
         pair: Number that a harmful prompt shares with its harmless twin; None without a twin.
+        rejected: What the refusal is to be preferred to; None if it is learnt by itself.
     """
 
     id: str
     rendered: Rendered
     teacher: Teacher | None = None
     pair: int | None = None
+    rejected: Rejected | None = None
 
     @property
     def tokens(self) -> int:
@@ -74,17 +78,23 @@ def remember(lm: LanguageModel, rows: Sequence[Rendered]) -> list[Teacher]:
 
 
 def lesson_losses(lm: LanguageModel, lessons: Sequence[Lesson]) -> Losses:
-    """Summed cross-entropy of the refusals and summed divergence on the answers of one batch."""
-    batch = collate([lesson.rendered for lesson in lessons], lm.pad_id).to(lm.device)
+    """Summed cross-entropy (or preference) of the refusals and summed divergence on the answers of one batch."""
+    rejected = [lesson.rejected.rendered for lesson in lessons if lesson.rejected is not None]
+    batch = collate([*(lesson.rendered for lesson in lessons), *rejected], lm.pad_id).to(lm.device)
     log_probabilities = _log_probabilities(lm, batch)  # (R, V)
     per_row = batch.response_mask.sum(dim=1).tolist()
+    rows = log_probabilities.split(per_row)
     targets = batch.input_ids[batch.response_mask].split(per_row)
+    said = [row.gather(1, target.unsqueeze(1)).sum() for row, target in zip(rows, targets, strict=True)]
+    others = iter(said[len(lessons) :])
     refuse = help_ = log_probabilities.new_zeros(())
-    for lesson, predicted, target in zip(lessons, log_probabilities.split(per_row), targets, strict=True):
-        if lesson.teacher is None:
-            refuse = refuse - predicted.gather(1, target.unsqueeze(1)).sum()
-        else:
+    for lesson, predicted, likelihood in zip(lessons, rows, said, strict=False):  # the rejected answers follow
+        if lesson.teacher is not None:
             help_ = help_ + divergence(lesson.teacher, predicted).sum()
+        elif lesson.rejected is not None:
+            refuse = refuse + lesson.tokens * preference_loss(likelihood - next(others), lesson.rejected.margin)
+        else:
+            refuse = refuse - likelihood
     return Losses(refuse, help_)
 
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from ballast.errors import UsageError
+
+Objective = Literal["cross_entropy", "preference"]
+Variant = Literal["ours", "reference_code"]
+LATER = ("target_asr", "objective", "variant")  # settings that folders of earlier versions do not name
+REFERENCE_CODE: dict[str, Any] = {
+    "learning_rate": 3e-5,
+    "warmup": 0.03,
+    "refusals_per_step": 4,
+    "answers_per_step": 0,
+    "endings_per_step": 0,
+    "micro_batch": 1,
+    "help_weight": 0.0,
+    "weight_decay": 0.01,
+    "objective": "cross_entropy",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,11 @@ class HardenSettings:
         judge: Judge of the checks; not the one that measures, so the result is not tuned to its judge.
         max_over_refusal_rise: How far refusal of harmless select prompts may rise, as a share; the step with the
             lowest attack success among those within this budget is kept, or the one with the smallest rise.
+        target_asr: Stop at the first check whose attack success is no higher than this share, with over-refusal within
+            the budget; None does all steps.
+        objective: `cross_entropy` learns refusals; `preference` prefers them to what the model says itself (DPO).
+        variant: `reference_code` switches to what the authors' code does, for comparison only: the settings of
+            `REFERENCE_CODE`, the text and the weights of `reference_code.py`, and a cosine that ends at zero.
         seed: Seed of the order of the rows.
     """
 
@@ -51,10 +73,18 @@ class HardenSettings:
     check_tokens: int = 16
     judge: str = "keyword"
     max_over_refusal_rise: float = 0.07
+    target_asr: float | None = None
+    objective: Objective = "cross_entropy"
+    variant: Variant = "ours"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Write the variant out, and refuse values that cannot work."""
+        for name, kind in (("objective", Objective), ("variant", Variant)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"There is no {name} {getattr(self, name)!r}; use {' or '.join(get_args(kind))}.")
+        if self.variant == "reference_code":
+            self._write_out()
         counts = ("steps", "refusals_per_step", "refusal_tokens", "micro_batch", "answer_tokens")
         for name in (*counts, "check_every", "check_tokens"):
             if getattr(self, name) < 1:
@@ -67,6 +97,28 @@ class HardenSettings:
                 raise UsageError(f"The setting {name} is {getattr(self, name)}; it must not be negative.")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"The setting warmup is {self.warmup}; it is a share of the steps, in [0, 1).")
+        if self.target_asr is not None and not 0 <= self.target_asr < 1:
+            raise UsageError(f"The setting target_asr is {self.target_asr}; it is a share of prompts, in [0, 1).")
+
+    def _write_out(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name in REFERENCE_CODE:
+                fixed, given = REFERENCE_CODE[field.name], getattr(self, field.name)
+                if given not in (field.default, fixed):
+                    raise UsageError(
+                        f"The variant reference_code fixes {field.name} at {fixed}, so {given} cannot be used; "
+                        "leave it out."
+                    )
+                object.__setattr__(self, field.name, fixed)
+
+    def recorded(self) -> dict[str, Any]:
+        """As `run.json` keeps them: later settings only if they are not at their defaults, so old folders continue."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in LATER or value != defaults[name]
+        }
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (0-based)."""
@@ -74,4 +126,5 @@ class HardenSettings:
         if step < rising:
             return self.learning_rate * (step + 1) / rising
         progress = (step - rising) / max(1, self.steps - rising)
-        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+        last = 0.1 if self.variant == "ours" else 0.0
+        return self.learning_rate * (last + (1 - last) / 2 * (1 + math.cos(math.pi * progress)))

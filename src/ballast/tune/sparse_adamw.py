@@ -127,7 +127,7 @@ class SparseAdamW:
         whole = [joined_tensors(value, mesh_of(self.parameters[name])) for name, value in self._buffers.items()]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in whole]))
         if not torch.isfinite(norm):
-            raise NumericalError("The gradient is not finite; use a smaller learning rate or a model in float32.")
+            raise NumericalError("The gradient is not finite; open the model in float32 or use a lower learning rate.")
         return float(norm)
 
     @torch.no_grad()
