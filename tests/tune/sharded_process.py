@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ballast.errors import ProtectionError
+from ballast.errors import ProtectionError, UsageError
+from ballast.judges import JUDGES
 from ballast.locate import locate
 from ballast.models import LanguageModel, sharded
 from ballast.regions import Region
 from ballast.shards import own_part, whole
 from ballast.tune import SafetyPreserving
-from tests.worlds import REFUSALS, REQUESTS, prompt_set, tiny_lm
+from tests.tune.world import region_of, run
+from tests.worlds import REFUSALS, REQUESTS, OpeningJudge, prompt_set, tiny_lm
 
 STEPS = 5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def world(dtype: torch.dtype) -> tuple[LanguageModel, Region]:
@@ -82,6 +86,22 @@ def notices_a_change() -> bool:
     return False
 
 
+def hardened(folder: Path, dtype: torch.dtype) -> None:
+    """One process writes the folder, each the patch that it was given; the weights are the original ones again."""
+    JUDGES["opening"] = lambda: OpeningJudge("N")
+    region = region_of(dtype)
+    lm = sharded(tiny_lm(dtype=dtype))
+    before = lm.fingerprints()
+    patch = run(lm, folder, region, max_over_refusal_rise=1.0)
+    assert lm.fingerprints() == before
+    patch.save(folder.with_suffix(f".{dist.get_rank()}.safetensors"))
+    if dist.get_rank() == 0:
+        with suppress(UsageError):
+            run(lm, folder, region)
+            raise AssertionError("A folder that holds a run was taken.")
+    dist.barrier()
+
+
 def save(lm: LanguageModel, path: Path) -> None:
     gathered = {name: whole(value.detach()).contiguous() for name, value in lm.model.named_parameters()}
     if dist.get_rank() == 0:
@@ -90,9 +110,11 @@ def save(lm: LanguageModel, path: Path) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for name, dtype in DTYPES.items():
         save(in_a_loop(dtype), folder / f"loop-{name}.safetensors")
     save(as_a_trainer_does(folder), folder / "trainer.safetensors")
+    for name, dtype in DTYPES.items():
+        hardened(folder / f"harden-{name}", dtype)
     assert notices_a_change()
     dist.barrier()
     dist.destroy_process_group()

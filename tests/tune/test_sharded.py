@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.torchrun import torchrun
-from tests.tune.sharded_process import world
+from tests.tune.sharded_process import DTYPES, world
+from tests.tune.world import region_of, rows_of, run
+from tests.worlds import tiny_lm
 
 torch.set_num_threads(1)
 
@@ -20,6 +22,23 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("processes")
     torchrun(request.param, "-m", "tests.tune.sharded_process", path)
     return path
+
+
+@pytest.mark.usefixtures("judges")
+@pytest.mark.parametrize("name", DTYPES)
+def test_hardening_gives_the_patch_of_one_process(folder: Path, name: str, tmp_path: Path) -> None:
+    dtype = DTYPES[name]
+    patch = run(tiny_lm(dtype=dtype), tmp_path / "harden", region_of(dtype), max_over_refusal_rise=1.0)
+    patch.save(tmp_path / "one")
+    expected = (tmp_path / "one").read_bytes()
+    written = list(folder.glob(f"harden-{name}.*.safetensors"))
+    assert len(written) > 1
+    assert all(path.read_bytes() == expected for path in [*written, folder / f"harden-{name}" / "patch.safetensors"])
+    assert (folder / f"harden-{name}" / "harden.json").exists()
+    mine, theirs = (rows_of(path) for path in (tmp_path / "harden", folder / f"harden-{name}"))
+    assert [row.get("select") for row in theirs] == [row.get("select") for row in mine]
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.get("loss", 0.0) == pytest.approx(other.get("loss", 0.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["loop-float32", "loop-bfloat16", "trainer"])

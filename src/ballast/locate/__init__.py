@@ -26,10 +26,11 @@ from ballast.locate import (  # noqa: F401  importing a method registers it
 )
 from ballast.locate.registry import METHODS, Found, Method, Task, UnitsFound, get_method, register
 from ballast.locate.scores import Scores, WeightScores
-from ballast.locate.sharded import PassesOverProcesses, is_sharded, require_sharded_method
+from ballast.locate.sharded import PassesOverProcesses, require_sharded_method
 from ballast.locate.together import found_together
 from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
+from ballast.models.sharding import is_sharded
 from ballast.prompts import PromptSet, as_prompt_set
 
 __all__ = [

@@ -10,25 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from ballast.errors import ModelError, UsageError
 from ballast.locate.engine import Fold, batched, eligible_parameters, only_trainable, weighted_likelihood, zeros
 from ballast.locate.inputs import Reader
 from ballast.locate.registry import Method, Task
 from ballast.locate.rows import WeightedRow
-from ballast.models import LanguageModel
 from ballast.models.exchange import Exchange, own_of, turns_of
 from ballast.progress import track
 from ballast.shards import mesh_of, own_part, summed
 
 # They ask for sums of gradients, or look at each weight and its matrix; the others read inputs or answers.
 WORKING = ("esi", "snip", "gradient", "gradient_times_weight", "magnitude", "sigma")
-
-
-def is_sharded(lm: LanguageModel) -> bool:
-    """Whether the model is spread over processes."""
-    return isinstance(lm.model, FSDPModule)
 
 
 def require_sharded_method(task: Task, method: Method) -> None:
@@ -76,8 +69,8 @@ class PassesOverProcesses:
                 for name, parameter in parameters.items()
             ]
             try:
-                for turn in track(turns_of(batches), "Gradients"):
-                    weighted_likelihood(task.lm, own_of(turn)).backward()
+                for turn in track(turns_of(task.lm, batches), "Gradients"):
+                    weighted_likelihood(task.lm, own_of(task.lm, turn).batch).backward()
             finally:
                 for hook in hooks:
                     hook.remove()

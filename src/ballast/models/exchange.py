@@ -8,27 +8,60 @@ each of them and can add them in the order of the batches, as one process does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from ballast.models.language_model import LanguageModel
+from ballast.models.sharding import is_sharded
 from ballast.shards import own_part
 
 Batch = TypeVar("Batch")
 
 
-def turns_of(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
+class Own(NamedTuple, Generic[Batch]):
+    """What a process runs of a group.
+
+    Attributes:
+        batch: The batch.
+        counts: Whether it is to be added. If nothing is left to this process, a batch runs in it once more: running a
+            block takes all processes.
+    """
+
+    batch: Batch
+    counts: bool
+
+
+def turns_of(lm: LanguageModel, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
     """The batches in groups that the processes run at the same time, one each; the last group may be smaller."""
-    processes = dist.get_world_size()
+    processes = dist.get_world_size() if is_sharded(lm) else 1
     return [batches[start : start + processes] for start in range(0, len(batches), processes)]
 
 
-def own_of(turn: Sequence[Batch]) -> Batch:
-    """What this process runs of a group; if nothing is left to it one runs again, whose gradient is not to be added."""
-    return turn[min(dist.get_rank(), len(turn) - 1)]
+def own_of(lm: LanguageModel, turn: Sequence[Batch]) -> Own[Batch]:
+    """What this process runs of a group."""
+    rank = dist.get_rank() if is_sharded(lm) else 0
+    return Own(turn[min(rank, len(turn) - 1)], rank < len(turn))
+
+
+def added_up(lm: LanguageModel, *values: float) -> list[float]:
+    """Each value summed over the processes; communicates."""
+    if not is_sharded(lm):
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device=lm.device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def smallest(lm: LanguageModel, value: int) -> int:
+    """The smallest of the processes' values; communicates."""
+    if not is_sharded(lm):
+        return value
+    least = torch.tensor(value, device=lm.device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
 
 
 class Exchange:

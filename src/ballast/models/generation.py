@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from ballast.models.exchange import smallest
 from ballast.models.fingerprint import seed_of
 from ballast.models.language_model import LanguageModel
+from ballast.models.sharding import is_sharded
 from ballast.models.streaming import require_in_memory
 
 LARGEST_BATCH = 64
@@ -42,10 +44,10 @@ def fitting_batch_size(lm: LanguageModel, tokens: int) -> int:
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fitting = max(1, int(MEMORY_SHARE * free / per_row))
-    return min(LARGEST_BATCH, 1 << (fitting.bit_length() - 1))
+    return smallest(lm, min(LARGEST_BATCH, 1 << (fitting.bit_length() - 1)))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_batch(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, sample_seed: int | None = None
 ) -> list[Answer]:
@@ -80,7 +82,10 @@ def _answer(
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     ends = _end_ids(lm)
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []), _plain_decoding(lm):
+    # Blocks that processes put together while they answer are used again in training, which inference mode forbids.
+    inference = torch.inference_mode(not is_sharded(lm))
+    random_state = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
+    with inference, random_state, _plain_decoding(lm):
         if sample_seed is not None:
             torch.manual_seed(sample_seed)
         generate: Any = lm.model.generate

@@ -31,7 +31,7 @@ def sharded(lm: LanguageModel) -> LanguageModel:
     Raises:
         UsageError: The script was not started by `torchrun` with several processes, or the model is spread already.
     """
-    if isinstance(lm.model, FSDPModule):
+    if is_sharded(lm):
         raise UsageError("The model is sharded already; use it as it is.")
     kind = _join_processes()
     if dist.get_world_size() == 1:
@@ -41,6 +41,11 @@ def sharded(lm: LanguageModel) -> LanguageModel:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     # Without files no fingerprints are remembered: a process that remembers them would not take part in making them.
     return dataclasses.replace(lm, files=())
+
+
+def is_sharded(lm: LanguageModel) -> bool:
+    """Whether the model is spread over processes."""
+    return isinstance(lm.model, FSDPModule)
 
 
 def _join_processes() -> str:

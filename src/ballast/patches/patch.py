@@ -17,6 +17,7 @@ from ballast.patches.difference import PatchDifference, count_shared, differing_
 from ballast.patches.entries import LARGEST_INDEX, Entries, check_entries
 from ballast.patches.header import Header, Origin, TensorRecord
 from ballast.patches.swap import state_of, swap, written
+from ballast.shards import whole
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Patch:
         for name in sorted(changes):
             if name not in parameters:
                 raise PatchError(f"This model has no tensor {name}; use the names of named_parameters.")
-            tensor = parameters[name].detach()
+            tensor = whole(parameters[name].detach())
             indices, values, previous = (part.detach().cpu() for part in changes[name])
             if len(indices) == 0:
                 continue

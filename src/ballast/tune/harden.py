@@ -9,10 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed as dist
+
 from ballast.errors import NumericalError, PromptError, UsageError
 from ballast.judges import get_judge
 from ballast.locate.engine import only_trainable
 from ballast.models import LanguageModel
+from ballast.models.exchange import Exchange
+from ballast.models.sharding import is_sharded
 from ballast.patches import Origin, Patch
 from ballast.progress import track
 from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets
@@ -63,7 +67,8 @@ def harden(
         select_harmless: Harmless prompts for the same, counted together.
         settings: See `HardenSettings`.
         out: Folder for `harden.jsonl` (one row per step), `harden.json`, `patch.safetensors` and the state; the same
-            call on the same folder continues. A temporary one if None.
+            call on the same folder continues. A temporary one if None. Of several processes the first writes it, and
+            an interrupted run cannot be continued.
 
     Returns:
         The change as a patch: apply it with `patch.apply(lm.model)`.
@@ -76,13 +81,13 @@ def harden(
         UsageError: The untuned model is within the target already.
         RunError: The folder holds another run or cannot be written.
     """
-    chosen = settings or HardenSettings()
+    folder, chosen = _folder(lm, out), settings or HardenSettings()
     refusal_sets, harmless_sets = as_prompt_sets(refusals), as_prompt_sets(harmless)
     select = (as_prompt_set(select_harmful), as_prompt_sets(select_harmless))
     _check_disjoint([*refusal_sets, *harmless_sets], [select[0], *select[1]])
     region.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})
     run = RunDirectory.open(
-        Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="ballast-")),
+        folder,
         "harden",
         chosen.recorded(),
         {
@@ -102,6 +107,15 @@ def harden(
     return Patch.load(run.path / PATCH)
 
 
+def _folder(lm: LanguageModel, out: Path | str | None) -> Path:
+    """Where this process writes: one of several processes to `out`, the others to temporary folders."""
+    if out is None or (is_sharded(lm) and dist.get_rank()):
+        return Path(tempfile.mkdtemp(prefix="ballast-"))
+    if is_sharded(lm) and RunDirectory.state_of(Path(out)) is not None:
+        raise UsageError(f"{out} holds a run, and one on a sharded model cannot be continued; give a new folder.")
+    return Path(out)
+
+
 def _tune(
     lm: LanguageModel, region: Region, lessons: Curriculum, select: Select, settings: HardenSettings, run: RunDirectory
 ) -> None:
@@ -111,7 +125,13 @@ def _tune(
     indices, norms = {**region.indices, **beside}, sum(map(len, beside.values()))
     with (
         only_trainable(lm.model, set(indices)),
-        SparseAdamW(parameters, indices, lr=settings.learning_rate, weight_decay=settings.weight_decay) as optimizer,
+        SparseAdamW(
+            parameters,
+            indices,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            exchange=Exchange(lm) if is_sharded(lm) else None,
+        ) as optimizer,
     ):
         original = optimizer.current()
         try:
@@ -119,8 +139,9 @@ def _tune(
         finally:
             optimizer.write(original)
     best = _best(progress.checks, settings)
+    kept, previous = optimizer.joined(progress.kept), optimizer.joined(original)
     patch = Patch.from_values(
-        {name: (indices[name], progress.kept[name], original[name]) for name in original},
+        {name: (indices[name], kept[name], previous[name]) for name in previous},
         lm.model,
         base=Origin(source=lm.source, name=lm.name, revision=lm.revision),
         settings={

@@ -31,7 +31,6 @@ class SparseAdamW:
     Attributes:
         masters: fp32 values of the selected entries that this process holds, (k,) per parameter name.
         entries: How many weights are trained, by all processes.
-        batches: Of how many processes the next gradients count, where they are exchanged.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class SparseAdamW:
             raise RegionError("The region selects no weight of this model; locate it on the model that is tuned.")
         self.parameters = {name: parameters[name] for name, index in indices.items() if len(index)}
         self.entries = sum(len(indices[name]) for name in self.parameters)
-        self.batches = 1
         self.indices = {
             name: own_indices(
                 value, indices[name].to(value.device, torch.int32 if value.numel() < INT32_LIMIT else torch.int64)
@@ -100,8 +98,7 @@ class SparseAdamW:
     def _consume(self, name: str) -> None:
         gradient = self.parameters[name].grad
         assert gradient is not None
-        parts = [gradient] if self._exchange is None else self._exchange.parts(gradient)[: self.batches]
-        for part in parts:
+        for part in [gradient] if self._exchange is None else self._exchange.parts(gradient):
             self._buffers[name] += self._gather(name, part)
         self.parameters[name].grad = None
 
@@ -124,7 +121,7 @@ class SparseAdamW:
         Raises:
             NumericalError: It is not finite.
         """
-        whole = [joined_tensors(value, mesh_of(self.parameters[name])) for name, value in self._buffers.items()]
+        whole = self.joined(self._buffers).values()
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in whole]))
         if not torch.isfinite(norm):
             raise NumericalError("The gradient is not finite; open the model in float32 or use a lower learning rate.")
@@ -153,6 +150,10 @@ class SparseAdamW:
             name: own_part(value).detach().view(-1).index_select(0, self.indices[name])
             for name, value in self.parameters.items()
         }
+
+    def joined(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The values (k,) per name of all processes, in the order of the whole parameters; communicates."""
+        return {name: joined_tensors(value, mesh_of(self.parameters[name])) for name, value in values.items()}
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Masters and moments as flat tensors, for a checkpoint."""

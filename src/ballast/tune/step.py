@@ -8,6 +8,7 @@ import torch
 
 from ballast.errors import NumericalError
 from ballast.models import LanguageModel
+from ballast.models.exchange import added_up, own_of, turns_of
 from ballast.tune.curriculum import Curriculum
 from ballast.tune.objective import lesson_losses
 from ballast.tune.settings import HardenSettings
@@ -36,21 +37,27 @@ def train_step(
     settings: HardenSettings,
     step: int,
 ) -> dict[str, float]:
-    """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step."""
+    """One optimizer step over its rows, in micro-batches; the loss is a mean over all response tokens of the step.
+
+    Of a model that is spread over processes each of them runs some of the micro-batches.
+    """
     rows = lessons.batch(step, settings.refusals_per_step, settings.answers_per_step, settings.endings_per_step)
     rows.sort(key=lambda row: len(row.rendered.ids))  # little padding in each micro-batch
     refuse_tokens = sum(row.tokens for row in rows if row.teacher is None)
     help_tokens = max(1, sum(row.tokens for row in rows if row.teacher is not None))
     refuse = help_ = 0.0
-    for start in range(0, len(rows), settings.micro_batch):
-        losses = lesson_losses(lm, rows[start : start + settings.micro_batch])
+    batches = [rows[start : start + settings.micro_batch] for start in range(0, len(rows), settings.micro_batch)]
+    for turn in turns_of(lm, batches):
+        batch, counts = own_of(lm, turn)
+        losses = lesson_losses(lm, batch)
         loss = losses.refuse / refuse_tokens + settings.help_weight * losses.help / help_tokens
         if not torch.isfinite(loss):
-            named = ", ".join(row.id for row in rows[start : start + 4])
+            named = ", ".join(row.id for row in batch[:4])
             raise NumericalError(f"The loss of step {step + 1} is not finite ({named}); use a lower learning rate.")
-        loss.backward()
-        refuse += float(losses.refuse.detach()) / refuse_tokens
-        help_ += float(losses.help.detach()) / help_tokens
+        (loss if counts else 0 * loss).backward()
+        refuse += counts * float(losses.refuse.detach()) / refuse_tokens
+        help_ += counts * float(losses.help.detach()) / help_tokens
+    refuse, help_ = added_up(lm, refuse, help_)
     norm = optimizer.gradient_norm()
     rate = settings.rate(step)
     optimizer.set_lr(rate)
