@@ -291,13 +291,10 @@ def test_every_byte_is_counted_once(spans: tuple[list[Span], list[Span]]) -> Non
     alignment = align(target, judge)
     shares = shares_of(alignment)
     torch.testing.assert_close(shares.sum(1), torch.ones(len(judge), dtype=torch.float64))
-    lengths = torch.tensor([end - begin for begin, end in judge], dtype=torch.float64)
-    written = (shares * lengths.unsqueeze(1)).sum(0).tolist()
+    written = (shares.T @ torch.tensor([end - begin for begin, end in judge], dtype=torch.float64)).tolist()
     assert written == pytest.approx([end - begin for begin, end in target])
     for position in range(len(target)):
-        parts = sorted(
-            interval for interval, entries in alignment.items() for _ in range(int((entries[:, position] > 0).sum()))
-        )
-        assert parts[0][0] == 0
-        assert parts[-1][1] == 1
+        counts = {interval: int((entries[:, position] > 0).sum()) for interval, entries in alignment.items()}
+        parts = sorted(interval for interval, count in counts.items() for _ in range(count))
+        assert (parts[0][0], parts[-1][1]) == (0, 1)
         assert all(one[1] == other[0] for one, other in pairwise(parts))

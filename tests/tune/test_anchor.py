@@ -17,7 +17,7 @@ from ballast.models import open_model
 from ballast.models.fingerprint import fingerprints, tensor_fingerprint
 from ballast.tune import Anchor, finetune
 from ballast.tune.finetune_log import Log
-from tests.tune.test_finetune import HARMFUL, SETTINGS, TASK, Stop, region_of, stopping_at
+from tests.tune.finetune_world import HARMFUL, SETTINGS, TASK, Stop, region_of, stopping_at
 from tests.worlds import tiny_lm
 
 torch.set_num_threads(1)

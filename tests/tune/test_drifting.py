@@ -18,7 +18,7 @@ from ballast.models.fingerprint import fingerprints
 from ballast.regions import Region
 from ballast.tune import drifting, finetune
 from ballast.tune.finetune_log import Log
-from tests.tune.test_finetune import HARMFUL, SETTINGS, TASK, Stop, region_of, stopping_at
+from tests.tune.finetune_world import HARMFUL, SETTINGS, TASK, Stop, region_of, stopping_at
 from tests.tune.test_safety_preserving import bits, changed
 from tests.worlds import tiny_lm
 

@@ -15,7 +15,7 @@ from ballast.models import LanguageModel, open_model
 from ballast.models.fingerprint import fingerprints
 from ballast.tune import Anchor, LoraSettings, finetune
 from ballast.tune.finetune_log import Log
-from tests.tune.test_finetune import SETTINGS, TASK, Stop, losses, region_of, stopping_at
+from tests.tune.finetune_world import SETTINGS, TASK, Stop, losses, region_of, stopping_at
 from tests.tune.test_safety_preserving import bits, changed
 from tests.worlds import tiny_lm
 

@@ -16,7 +16,7 @@ from ballast.models.fingerprint import fingerprints
 from ballast.prompts.chat import Rendered, render
 from ballast.tune import finetune
 from ballast.tune.surgery import GradientSurgery, project, refusal_gradient
-from tests.tune.test_finetune import SETTINGS, TASK
+from tests.tune.finetune_world import SETTINGS, TASK
 from tests.worlds import REFUSALS, REQUESTS, plain_log_probabilities, tiny_lm
 
 torch.set_num_threads(1)
