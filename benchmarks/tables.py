@@ -1,4 +1,4 @@
-"""The tables of the README, docs/harden.md and docs/planted.md, as Markdown, from `results/`."""
+"""The tables of the README, docs/harden.md, docs/planted.md and docs/studies/, as Markdown, from `results/`."""
 
 from __future__ import annotations
 
@@ -67,6 +67,42 @@ def curve() -> list[str]:
             utility = next(iter(point["log_likelihood"].values()))
             lines.append(f"| {arm} | {found['trained_entries']:,} | {point['step']} | {rates} | {utility:.3f} |")
     return lines
+
+
+def tuning(task: str) -> list[str]:
+    """One line per arm and seed of the study of fine-tuning: what it did to the hardened model."""
+    found = {path.stem.removeprefix(f"{task}-"): read_json(path) for path in (FOLDER / "tuning").glob(f"{task}-*.json")}
+    gains = {arm: task_gain(one["results"]) for arm, one in found.items()}
+    heads = [
+        "arm-seed",
+        "steps",
+        "protected",
+        "attack success, %",
+        "change, points",
+        "over-refusal, %",
+        "change, points",
+    ]
+    heads += ["task, nats per token", "share of unprotected's gain, %", "builtin/answers, nats per token"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for arm, one in sorted(found.items(), key=lambda item: item[1]["results"]["pooled"]["safety"]["after"]):
+        results = one["results"]
+        cells = [arm, one["settings"]["steps"], f"{results['protected']:,}"]
+        for axis in AXES:
+            row = results["pooled"][axis]
+            cells.append(f"{100 * row['before']:.1f} to {100 * row['after']:.1f} (n {row['n']})")
+            cells.append(f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]")
+        whole = gains.get(f"unprotected-{arm.rpartition('-')[2]}")
+        cells += [f"{gains[arm]:+.3f}", f"{100 * gains[arm] / whole:.1f}" if whole else "-"]
+        cells.append(
+            next(f"{row['difference']:+.3f}" for row in results["utility"] if row["name"] == "builtin/answers")
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def task_gain(results: dict[str, Any]) -> float:
+    """How much likelier the held-out rows of the task became, in nats per token."""
+    return float(next(row["difference"] for row in results["utility"] if "held_out" in row["name"]))
 
 
 def planted(kind: str) -> list[str]:
@@ -141,6 +177,8 @@ def main() -> None:
             print(f"## {name}", "", *rates(read_json(FOLDER / f"{name}.json")["results"]["sets"]), "", sep="\n")
     for kind in sorted({path.stem.rpartition("-")[0] for path in (FOLDER / "planted").glob("*.json")} - {"untaught"}):
         print(f"## planted {kind}", "", *planted(kind), "", sep="\n")
+    for task in sorted({path.stem.split("-")[0] for path in (FOLDER / "tuning").glob("*.json")}):
+        print(f"## tuning on {task}", "", *tuning(task), "", sep="\n")
     if (FOLDER / "harden").exists():
         print("## harden_curve", "", *curve(), sep="\n")
 
