@@ -43,7 +43,7 @@ from ballast.progress import shown_on
 from ballast.prompts.overlap import without_near_duplicates
 from ballast.regions import carried
 from ballast.runs import JsonLines
-from ballast.tune import Anchor, LoraSettings
+from ballast.tune import Anchor, LoraSettings, merge_projected
 
 RUNS = Path("runs/tuning")
 HELD_OUT, HELD_OUT_SEED = 200, 1
@@ -91,7 +91,11 @@ def run_arm(study: dict[str, Any], task: str, arm: str, seed: int) -> None:
         lm, training, protect=region, anchor=anchor, lora=lora, out=folder / "finetune", settings=settings
     )
     seconds = time.monotonic() - start
-    measured(open_model(checkpoint), out=folder / "after")
+    tuned = open_model(checkpoint)
+    if "safe_lora" in chosen:
+        tuned = hardened()
+        merge_projected(tuned, folder / "finetune" / "adapter", "smollm2", threshold=chosen["safe_lora"])
+    measured(tuned, out=folder / "after")
     changed = compare(before, folder / "after", out=folder)
     write_result(
         f"tuning/{task}-{arm}-{seed}",

@@ -16,11 +16,12 @@ from ballast.errors import UsageError
 from ballast.patches import Patch
 from ballast.patches.export import export
 from ballast.pipeline import OVER_REFUSAL, SAFETY, UTILITY
-from ballast.regions import Region
+from ballast.regions import Region, carried
 from ballast.runs import RunDirectory, read_json
-from ballast.tune import FinetuneSettings, HardenSettings, LoraSettings, harden_over, merge_protected
+from ballast.tune import FinetuneSettings, HardenSettings, LoraSettings, harden_over, merge_projected, merge_protected
 from ballast.tune import harden as harden_model
 from ballast.tune.harden import HARMLESS, REFUSALS, SELECT_HARMFUL, SELECT_HARMLESS
+from ballast.tune.safe_lora import THRESHOLD
 from ballast.tune.settings import Objective, Variant
 
 
@@ -183,23 +184,35 @@ def finetune(
 def merge(
     model: Model,
     adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter that PEFT saved.")],
-    protect: Annotated[Path, typer.Option(help="Region file whose weights stay as they are.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must be new or empty.")],
+    protect: Annotated[Path | None, typer.Option(help="Region file whose weights stay as they are.")] = None,
+    safe_lora: Annotated[
+        str | None, typer.Option(help="What alignment started from: project updates that leave alignment (Safe LoRA).")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Cosine up to which they are projected.")] = THRESHOLD,
+    patch: PatchFile = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """Merge a LoRA adapter into a model while a region keeps its bits; writes a plain checkpoint."""
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
-    region = Region.load(protect)
-    kept = merge_protected(lm, adapter, region)
+    """Merge a LoRA adapter while a region keeps its bits, or with Safe LoRA's projection; writes a plain checkpoint."""
+    if (protect is None) == (safe_lora is None):
+        raise UsageError("Give --protect REGION or --safe-lora BASE, one of the two.")
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, patch)
+    if safe_lora:
+        found = merge_projected(lm, adapter, safe_lora, threshold=threshold)
+        value = dataclasses.asdict(found)
+        said = f"The updates of {found.projected} of {found.modules} modules were projected"
+        said += f"; {found.undefined} have no direction of alignment." if found.undefined else "."
+    else:
+        assert protect is not None
+        region = Region.load(protect)
+        kept = merge_protected(lm, adapter, carried(region, lm) if patch else region)
+        value = {"kept": kept, "protected": len(region)}
+        said = f"{kept:,} of {len(region):,} protected weights would have changed and did not."
     export(lm, None, out)
-    show(
-        {"checkpoint": str(out), "kept": kept, "protected": len(region)},
-        (),
-        f"{kept:,} of {len(region):,} protected weights would have changed and did not. Checkpoint: {out}",
-    )
+    show({"checkpoint": str(out), **value}, (), f"{said} Checkpoint: {out}")
 
 
 def demo(

@@ -9,6 +9,7 @@ from ballast.tune.finetune_settings import FinetuneSettings
 from ballast.tune.harden import harden
 from ballast.tune.lora import LoraSettings
 from ballast.tune.merge import merge_protected
+from ballast.tune.safe_lora import merge_projected
 from ballast.tune.safety_preserving import SafetyPreserving
 from ballast.tune.settings import HardenSettings
 from ballast.tune.sparse_adamw import SparseAdamW
@@ -30,5 +31,6 @@ __all__ = [
     "finetune",
     "harden",
     "harden_over",
+    "merge_projected",
     "merge_protected",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ballast.errors import ModelError
-from ballast.locate.checkpoints.adapter import read_adapter
+from ballast.locate.checkpoints.adapter import LowRank, read_adapter
+from ballast.locate.checkpoints.directions import Matrix
 from ballast.models import LanguageModel
 from ballast.models.streaming import require_in_memory
 from ballast.regions import Region
@@ -43,13 +45,21 @@ def merge_protected(lm: LanguageModel, adapter: str | Path, region: Region) -> i
     return changed
 
 
+def product(_: Matrix, factors: LowRank) -> torch.Tensor:
+    """The update of a matrix (out, in), as it was trained."""
+    return factors.left @ factors.right
+
+
 @torch.no_grad()
-def merge_adapter(lm: LanguageModel, adapter: str | Path) -> None:
+def merge_adapter(
+    lm: LanguageModel, adapter: str | Path, update_of: Callable[[Matrix, LowRank], torch.Tensor] = product
+) -> None:
     """Add an adapter's update to all weights that it is for.
 
     Args:
         lm: The model that the adapter was trained on; it is changed.
         adapter: Folder that PEFT's `save_pretrained` wrote; plain LoRA.
+        update_of: Gives what is added to each matrix, (out, in).
 
     Raises:
         ModelError: As for `merge_protected`.
@@ -60,9 +70,10 @@ def merge_adapter(lm: LanguageModel, adapter: str | Path) -> None:
     if found.left_out:
         named, reason = min(found.left_out.items())
         raise ModelError(f"{adapter} also changes {named} ({reason}), which this merge would lose; merge it with PEFT.")
-    for (name, expert), factors in found.factors.items():
+    for matrix, factors in found.factors.items():
+        name, expert = matrix
         stored = parameters[name] if expert is None else parameters[name][expert]
-        update = (factors.left @ factors.right).to(stored.device)
+        update = update_of(matrix, factors).to(stored.device)
         if lm.parts.by_name(name).orientation == "in_out":
             update = update.T
         stored.copy_(stored.float() + update)
