@@ -4,16 +4,20 @@ Every arm tunes weights of the upper half of the layers on the same rows, and is
 share nothing with them. An arm is written `CHOICE-FRACTION` with `CHOICE` one of
 
     esi, random, bottom        by ESI, random with as many weights per tensor, or with the smallest scores above zero
+    lora, shira                adapters of PEFT on all of these projections, with the rank that trains a number of
+                               weights nearest to that of a region; SHiRA's weights are drawn by PEFT
 
-or it is `full`, all weights of the projections in these layers, or `lora`, rank 8 on all of these projections. A factor
-for staying close follows as `-helpNUMBER`. Run `BALLAST_DATA=... python benchmarks/harden_curve.py esi-0.01 lora`; it
-writes `results/harden/<arm>.json` and leaves arms alone that have one.
+or it is `full`, all weights of the projections in these layers, or `lora`, rank 8. A factor for staying close follows
+as `-helpNUMBER`. Run `BALLAST_DATA=... python benchmarks/harden_curve.py esi-0.01 lora`; it writes
+`results/harden/<arm>.json` and leaves arms alone that have one. `peak_bytes` is the highest resident memory of any
+step; compare arms by it that were run one by one, as what an earlier arm left in the process counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -21,9 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peft
 import torch
 from results import FOLDER, write_result
+from stand_ins import DenseAdamW, adapter, nearest_rank
+from streaming import peak_anew, status
 from training_sets import training_sets
 
 from ballast import HardenSettings, LanguageModel, PromptSet, load_prompts, locate, open_model
@@ -44,7 +49,7 @@ HARMLESS = ("jailbreakbench_benign", "xstest_safe", "builtin/twins/test")
 XSTEST_ROWS = 100
 UTILITY, UTILITY_ROWS, UTILITY_SEED = "alpaca_5000", 50, 1
 RATES = {"full": 2e-5, "lora": 1e-3}
-LORA_RANK, LORA_ALPHA = 8, 32
+LORA_RANK = 8
 
 
 class Arm(NamedTuple):
@@ -56,7 +61,7 @@ class Arm(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        found = re.fullmatch(r"(?:(esi|random|bottom)-([\d.]+)|(full|lora))(?:-help([\d.]+))?", text)
+        found = re.fullmatch(r"(?:(esi|random|bottom|lora|shira)-([\d.]+)|(full|lora))(?:-help([\d.]+))?", text)
         if not found:
             raise SystemExit(f"There is no arm {text!r}; see --help.")
         choice, fraction, whole, weight = found.groups()
@@ -64,46 +69,18 @@ class Arm(NamedTuple):
         return cls(choice or whole, float(fraction) if fraction else None, help_weight)
 
 
-class LoraAdamW:
-    """AdamW on the adapters of a peft model, with the interface of `SparseAdamW`."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
-        self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-
-    def set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-    def gradient_norm(self) -> float:
-        return float(torch.nn.utils.get_total_norm([value.grad for value in self.parameters if value.grad is not None]))
-
-    def step(self, scale: float = 1.0) -> None:
-        for value in self.parameters:
-            if value.grad is not None:
-                value.grad.mul_(scale)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
 @contextmanager
 def stepper(lm: LanguageModel, arm: Arm, scores: Scores, rate: float, seed: int) -> Iterator[tuple[Stepper, int]]:
     """The optimizer of an arm and the number of weights that it trains; the model is as before behind it."""
     layers = upper_half(lm)
-    if arm.choice == "lora":
-        torch.manual_seed(seed)
-        leaves = sorted({part.name.split(".")[-2] for part in lm.parts.eligible()})
-        config = peft.LoraConfig(
-            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=leaves, layers_to_transform=list(layers)
-        )
-        wrapped = peft.get_peft_model(lm.model, config)
-        trained = [value for name, value in wrapped.named_parameters() if value.requires_grad]
-        try:
-            yield LoraAdamW(trained, rate), sum(value.numel() for value in trained)
-        finally:
-            wrapped.unload()
+    parts = [part for part in lm.parts.eligible() if part.layer in layers]
+    if arm.choice in ("lora", "shira"):
+        eligible = sum(part.numel for part in lm.parts.eligible())
+        rank = nearest_rank(parts, round(arm.fraction * eligible)) if arm.fraction else LORA_RANK
+        with adapter(lm, arm.choice, parts, rank, seed) as added, DenseAdamW(added.parameters, rate) as optimizer:
+            yield optimizer, optimizer.entries
         return
-    parameters = {part.name: lm.model.get_parameter(part.name) for part in lm.parts.eligible() if part.layer in layers}
+    parameters = {part.name: lm.model.get_parameter(part.name) for part in parts}
     if arm.fraction is None:
         indices = {name: torch.arange(value.numel(), dtype=torch.int32) for name, value in parameters.items()}
     else:
@@ -176,21 +153,28 @@ def main() -> None:
         if (FOLDER / "harden" / f"{name}.json").exists():
             continue
         untuned = untuned or measured(lm, 0, arguments.tokens)
-        curve, spent = [untuned], 0.0
+        curve, spent, peak = [untuned], 0.0, 0
         rate = RATES.get(arm.choice, settings.learning_rate)
         chosen = dataclasses.replace(settings, learning_rate=rate, help_weight=arm.help_weight)
         with stepper(lm, arm, scores, rate, arguments.seed) as (optimizer, entries):
             for step in track(range(max(arguments.at)), name):
+                peak_anew()
                 start = time.perf_counter()
                 train_step(lm, optimizer, lessons, chosen, step)
                 spent += time.perf_counter() - start
+                peak = max(peak, status(os.getpid(), "VmHWM"))
                 if step + 1 in arguments.at:
                     curve.append(measured(lm, step + 1, arguments.tokens))
                     print(name, curve[-1], flush=True)
         write_result(
             f"harden/{name}",
             settings={**vars(arguments), **arm._asdict(), "harden": dataclasses.asdict(chosen)},
-            results={"trained_entries": entries, "seconds_per_step": spent / max(arguments.at), "curve": curve},
+            results={
+                "trained_entries": entries,
+                "seconds_per_step": spent / max(arguments.at),
+                "peak_bytes": peak,
+                "curve": curve,
+            },
         )
 
 

@@ -50,6 +50,11 @@ def status(process: int, field: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
 
 
+def peak_anew() -> None:
+    """Let this process's highest resident memory, `VmHWM`, begin anew at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def measured(arm: str) -> dict[str, object]:
     """Seconds and peaks of one arm in a process of its own."""
     command = [sys.executable, __file__, "--arm", arm]
