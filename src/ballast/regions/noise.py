@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -11,13 +10,11 @@ from ballast.errors import UsageError
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
 from ballast.models.sigma import scale_by_sigma
-from ballast.models.streaming import require_in_memory
+from ballast.regions.disturbed import disturbed
 from ballast.regions.region import Region
 
 
-@contextmanager
-@torch.no_grad()
-def noisy(lm: LanguageModel, region: Region, scale: float = 0.38, seed: int = 0) -> Iterator[None]:
+def noisy(lm: LanguageModel, region: Region, scale: float = 0.38, seed: int = 0) -> AbstractContextManager[None]:
     """Add `scale * sigma * N(0, 1)` to every weight of a region inside the block (arXiv 2604.08297, verification).
 
     Sigma is the standard deviation of the weight's matrix, of the undisturbed weights. The noise of a weight depends on
@@ -37,20 +34,10 @@ def noisy(lm: LanguageModel, region: Region, scale: float = 0.38, seed: int = 0)
     """
     if not scale > 0:
         raise UsageError(f"The scale of the noise is {scale}; it must be above 0.")
-    require_in_memory(lm.model.parameters())
-    parameters = dict(lm.model.named_parameters())
-    region.check_model(lm.fingerprints(), {name: value.shape for name, value in parameters.items()})
-    before: dict[str, torch.Tensor] = {}
-    try:
-        for name, indices in region.indices.items():
-            weight = parameters[name]
-            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed_of(seed, name)))
-            scale_by_sigma(lm.parts.by_name(name), weight.cpu(), drawn)
-            places = indices.long().to(weight.device)
-            before[name] = weight.view(-1)[places].clone()
-            noise = scale * drawn.view(-1)[indices.long()].to(weight.device)
-            weight.view(-1)[places] = (before[name].float() + noise).to(weight.dtype)
-        yield
-    finally:
-        for name, values in before.items():
-            parameters[name].view(-1)[region.indices[name].long().to(values.device)] = values
+
+    def with_noise(name: str, weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed_of(seed, name)))
+        scale_by_sigma(lm.parts.by_name(name), weight.cpu(), drawn)
+        return weight.take(places).float() + scale * drawn.take(places.cpu()).to(weight.device)
+
+    return disturbed(lm, region, with_noise)
