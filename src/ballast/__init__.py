@@ -20,6 +20,7 @@ from ballast.tune import (
     harden_over,
     merge_protected,
 )
+from ballast.validate import ValidateSettings, Validation, validate
 
 __all__ = [
     "METHODS",
@@ -37,6 +38,8 @@ __all__ = [
     "SafetyPreserving",
     "Scores",
     "Summary",
+    "ValidateSettings",
+    "Validation",
     "compare",
     "demo",
     "fine_tuning_attack",
@@ -51,5 +54,6 @@ __all__ = [
     "open_model",
     "overlap",
     "refine",
+    "validate",
     "write_report",
 ]

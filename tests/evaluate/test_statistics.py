@@ -13,9 +13,11 @@ from scipy import stats
 from ballast.errors import UsageError
 from ballast.evaluate.statistics import (
     bootstrap_mean_interval,
+    holm,
     mcnemar_exact,
     mcnemar_power,
     paired_difference_interval,
+    rank_p,
     smallest_detectable_change,
     wilson,
 )
@@ -202,3 +204,36 @@ class TestSmallestDetectableChange:
     def test_impossible_share(self) -> None:
         with pytest.raises(UsageError, match="share"):
             smallest_detectable_change(10, 1.5)
+
+
+class TestHolm:
+    def test_by_hand(self) -> None:
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm([0.04, 0.03, 0.6]) == pytest.approx([0.09, 0.09, 0.6])
+        assert holm([0.5, 0.5]) == [1.0, 1.0]
+        assert holm([0.02]) == [0.02]
+        assert holm([]) == []
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+    def test_rejects_what_the_steps_reject(self, p_values: list[float], level: float) -> None:
+        """Holm's own words: reject the smallest p while it is at most level / (tests that are left)."""
+        rejected: set[int] = set()
+        for place in sorted(range(len(p_values)), key=p_values.__getitem__):
+            if (len(p_values) - len(rejected)) * p_values[place] > level:
+                break
+            rejected.add(place)
+        assert {place for place, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+
+class TestRankP:
+    def test_by_hand(self) -> None:
+        assert rank_p(3, [1, 2, 2.5]) == 1 / 4
+        assert rank_p(2, [1, 2, 3]) == 3 / 4  # a tie counts against it
+        assert rank_p(0, [1, 2, 3]) == 1
+        assert rank_p(1, []) == 1
+
+    def test_keeps_its_level_when_the_value_is_one_more_draw(self) -> None:
+        draws = np.random.default_rng(0).integers(0, 30, (4000, 20))
+        found = np.array([rank_p(row[0], row[1:].tolist()) for row in draws])
+        assert (found <= 0.05).mean() <= 0.05 + 3 * sqrt(0.05 * 0.95 / 4000)
+        assert (found <= 0.05).mean() > 0.02  # ties make it conservative, not useless

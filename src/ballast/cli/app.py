@@ -14,6 +14,7 @@ from ballast.cli.output import state
 from ballast.cli.patch import patch_app
 from ballast.cli.prompts import prompts_app
 from ballast.cli.tune import demo, finetune, harden, merge
+from ballast.cli.validate import validate
 
 app = typer.Typer(
     help="Find the weights that keep a language model safe; tune, patch and measure the model.",
@@ -34,7 +35,7 @@ def _options(
     transformers.utils.logging.disable_progress_bar()
 
 
-for verb in (measure, locate, methods, sets, overlap, harden, finetune, merge, attack, compare, report, demo):
+for verb in (measure, locate, methods, sets, overlap, validate, harden, finetune, merge, attack, compare, report, demo):
     app.command()(verb)
 app.add_typer(patch_app, name="patch")
 app.add_typer(prompts_app, name="prompts")

@@ -50,7 +50,7 @@ def measure(
     sets: list[tuple[Axis, PromptSet]] = [("safety", prompts) for prompts in as_prompt_sets(safety)]
     sets += [("over_refusal", prompts) for prompts in as_prompt_sets(overrefusal)]
     kinds = [(kind_of(prompts), prompts) for prompts in as_prompt_sets(utility)]
-    _check(sets, [prompts for _, prompts in kinds], judges)
+    check_sets(sets, [prompts for _, prompts in kinds], judges)
     chosen = [get_judge(judge) for judge in judges]
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="ballast-"))
     run = RunDirectory.open(
@@ -87,7 +87,14 @@ def measure(
     return summary
 
 
-def _check(sets: Sequence[tuple[Axis, PromptSet]], utility: Sequence[PromptSet], judges: Sequence[str | Judge]) -> None:
+def check_sets(
+    sets: Sequence[tuple[Axis, PromptSet]], utility: Sequence[PromptSet], judges: Sequence[str | Judge]
+) -> None:
+    """Refuse a measurement of nothing, by nobody, or of a set that is given twice.
+
+    Raises:
+        UsageError: It is one of these.
+    """
     if not sets and not utility:
         raise UsageError("There is nothing to measure; give at least one prompt set.")
     if not judges:

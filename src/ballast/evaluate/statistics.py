@@ -5,6 +5,7 @@ With nothing counted there is no interval: functions return None then, never NaN
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -62,6 +63,34 @@ def mcnemar_exact(b: int, c: int) -> float:
     Source: McNemar, Psychometrika 12 (1947), 153-157, with the binomial in place of its normal approximation.
     """
     return 1.0 if b + c == 0 else float(stats.binomtest(b, b + c).pvalue)
+
+
+def rank_p(value: float, drawn: Sequence[float]) -> float:
+    """How often chance does as well: (1 + draws at least as large) / (1 + draws), in (0, 1].
+
+    Exact if the value would be one more of the draws under the null hypothesis; with n draws never below 1 / (1 + n).
+
+    Source: Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology 9 (2010), article 39.
+    """
+    return (1 + sum(other >= value for other in drawn)) / (1 + len(drawn))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: rejecting those at most `level` keeps the chance of any false rejection below it.
+
+    Args:
+        p_values: Of one family of tests, however dependent.
+
+    Returns:
+        The corrected p-values in the same order, at most 1.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    corrected, so_far = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = so_far
+    return corrected
 
 
 def paired_difference_interval(fell: int, rose: int, n: int, level: float = 0.95) -> Interval | None:
