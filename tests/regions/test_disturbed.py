@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ballast import locate
-from ballast.errors import RegionError, UsageError
+from ballast.errors import ModelError, RegionError, UsageError
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
 from ballast.regions import Region, carried
@@ -96,3 +99,17 @@ def test_what_cannot_be_disturbed() -> None:
         pass
     with pytest.raises(RegionError, match="holds other values"), ablated(tiny_lm(seed=1), region):
         pass
+
+
+def test_a_model_that_is_spread_over_processes(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        lm = tiny_lm()
+        region = region_of(lm)
+        fully_shard(lm.model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ModelError, match="spread over processes"), ablated(lm, region):
+            pass
+    finally:
+        torch.distributed.destroy_process_group()

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from ballast.errors import RegionError, UsageError
+from ballast.errors import ModelError, RegionError, UsageError
 from ballast.models import LanguageModel
 from ballast.models.streaming import require_in_memory
 from ballast.regions.region import Region
+from ballast.shards import mesh_of
 
 # name, the parameter, flat places of the region in it (k,) int64 -> the new values (k,), any float dtype and device
 NewValues = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -29,10 +30,12 @@ def disturbed(lm: LanguageModel, region: Region, new_values: NewValues) -> Itera
 
     Raises:
         RegionError: The region belongs to another model.
-        ModelError: The model is streamed.
+        ModelError: The model is streamed, or spread over processes.
     """
     require_in_memory(lm.model.parameters())
     parameters = dict(lm.model.named_parameters())
+    if any(mesh_of(weight) is not None for weight in parameters.values()):
+        raise ModelError("The model is spread over processes and can only be disturbed in one; open it in one process.")
     region.check_model(lm.fingerprints(), {name: value.shape for name, value in parameters.items()})
     before: dict[str, torch.Tensor] = {}
     try:

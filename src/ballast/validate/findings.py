@@ -98,8 +98,8 @@ def _doubt(effect: SafetyEffect, doses: int) -> str:
     """Why p is too large."""
     if effect.corrected_p <= LEVEL:
         return ""
-    needed = round(doses / LEVEL) - 1
-    if len(effect.random) < needed:
+    needed, above_all = round(doses / LEVEL) - 1, effect.rank_p == 1 / (1 + len(effect.random))
+    if above_all and effect.paired_p <= LEVEL and len(effect.random) < needed:
         return f", which needs at least {needed} random regions to be shown"
     return ", which is not more than chance can give"
 
