@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ballast import pipeline
 from ballast.cli.options import Dtype, Limit, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
-from ballast.cli.output import interval, percent, show, table
+from ballast.cli.output import GAP, interval, percent, show, table
 from ballast.patches import Patch
 from ballast.prompts import load_prompts
 from ballast.regions import Region, carried
@@ -111,7 +111,7 @@ def _tables(validation: Validation) -> list[Table]:
             f"{effect.undisturbed:.4f}",
             f"{effect.region:.4f}",
             _spread(effect.random, 4),
-            f"{effect.excess:+.4f} {interval(effect.low, effect.high)}",
+            f"{effect.excess:+.4f}{GAP}{interval(effect.low, effect.high)}",
             str(effect.n),
         )
         for dose in validation.effects
@@ -131,7 +131,7 @@ def _tables(validation: Validation) -> list[Table]:
 
 def _spread(values: Sequence[float], digits: int) -> str:
     mean, low, high = sum(values) / len(values), min(values), max(values)
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{mean:.{digits}f}{GAP}({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _text(validation: Validation, out: Path) -> str:
