@@ -86,7 +86,7 @@ def tuning(task: str) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm, one in sorted(found.items(), key=lambda item: item[1]["results"]["pooled"]["safety"]["after"]):
         results = one["results"]
-        cells = [arm, one["settings"]["steps"], f"{results['protected']:,}"]
+        cells = [arm, one["settings"]["finetune"]["steps"], f"{results['protected']:,}"]
         for axis in AXES:
             row = results["pooled"][axis]
             cells.append(f"{100 * row['before']:.1f} to {100 * row['after']:.1f} (n {row['n']})")
