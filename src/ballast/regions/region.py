@@ -42,7 +42,7 @@ class Region:
         kept: dict[str, torch.Tensor] = {}
         for name in sorted(self.indices):
             if self.indices[name].numel():
-                kept[name] = _checked(name, self.indices[name], self.metadata.layout)
+                kept[name] = checked(name, self.indices[name], self.metadata.layout)
         if not kept:
             raise RegionError("The region holds no weight; widen the selection, an empty region cannot be used.")
         model = self.metadata.model
@@ -69,11 +69,7 @@ class Region:
     @cached_property
     def region_id(self) -> str:
         """SHA-256 over the coordinates and the metadata."""
-        digest = hashlib.sha256(self.metadata.to_json().encode())
-        for name, indices in self.indices.items():
-            digest.update(f"\n{name}\n{len(indices)}\n".encode())
-            digest.update(indices.numpy().tobytes())
-        return digest.hexdigest()
+        return id_of(self.indices, self.metadata)
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file atomically; equal regions give equal bytes.
@@ -95,10 +91,7 @@ class Region:
             region = cls(indices, metadata)
         except RegionError as error:
             raise RegionError(f"{path} is damaged: {error}") from error
-        if region.region_id != region_id:
-            raise RegionError(
-                f"{path} was changed after it was written, its content does not match its id; locate again."
-            )
+        require_id(Path(path), region.region_id, region_id)
         return region
 
     def check_model(self, fingerprints: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -260,7 +253,26 @@ class Region:
             )
 
 
-def _checked(name: str, indices: torch.Tensor, layout: Layout) -> torch.Tensor:
+def id_of(indices: Mapping[str, torch.Tensor], metadata: RegionMetadata) -> str:
+    """SHA-256 over checked coordinates in code-point order of the parameters, and over the metadata."""
+    digest = hashlib.sha256(metadata.to_json().encode())
+    for name, places in indices.items():
+        digest.update(f"\n{name}\n{len(places)}\n".encode())
+        digest.update(places.numpy().data)
+    return digest.hexdigest()
+
+
+def require_id(path: Path, found: str, claimed: str) -> None:
+    """Refuse a file whose content has another id than it claims.
+
+    Raises:
+        RegionError: It was changed.
+    """
+    if found != claimed:
+        raise RegionError(f"{path} was changed after it was written, its content does not match its id; locate again.")
+
+
+def checked(name: str, indices: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The indices in their proper type, if they are ascending, unique and within the parameter."""
     if name not in layout:
         raise RegionError(f"The region selects weights of {name}, which is not in its layout; make the region again.")
