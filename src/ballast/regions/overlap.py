@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ballast.errors import RegionError, UsageError
+from ballast.regions.arrays import Counts
 from ballast.regions.chance import Permutation, chance_iou, chance_of_all, excess, permutation_test, size_cap
 from ballast.regions.counting import Selected, Shared, count_shared
 from ballast.regions.metadata import merged_fingerprints
@@ -108,10 +109,19 @@ class AllOverlap(NamedTuple):
 
 
 class Overlaps(NamedTuple):
-    """Regions compared in pairs and all at once."""
+    """Regions compared.
+
+    Attributes:
+        pairs: Every two of them.
+        all: All of them at once.
+        selected: Weights per region and weight matrix, (regions, matrices).
+        sizes: Weights there are, (matrices,).
+    """
 
     pairs: list[PairOverlap]
     all: AllOverlap
+    selected: Counts
+    sizes: Counts
 
 
 def overlap(
@@ -145,7 +155,8 @@ def overlaps(
     pairs = [_pair(regions, shared, number, draws, seed) for number in range(len(shared.pairs))]
     in_all, in_any = int(shared.in_all.sum()), int(shared.in_any.sum())
     chance = chance_of_all(shared.selected, shared.sizes)
-    return Overlaps(pairs, AllOverlap(len(regions), in_all, in_any, in_all / in_any, chance))
+    of_all = AllOverlap(len(regions), in_all, in_any, in_all / in_any, chance)
+    return Overlaps(pairs, of_all, shared.selected, shared.sizes)
 
 
 def _pair(regions: Sequence[Selected], shared: Shared, number: int, draws: int, seed: int) -> PairOverlap:

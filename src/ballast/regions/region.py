@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -104,16 +104,7 @@ class Region:
         Raises:
             RegionError: A parameter with selected entries is missing, has another shape or other values.
         """
-        made_for = f"the region was located on {self.metadata.model.source}"
-        remedy = "open that model or locate the region again on this one"
-        for name in self.indices:
-            if name not in shapes or name not in fingerprints:
-                raise RegionError(f"The model has no parameter {name}; {made_for}, so {remedy}.")
-            expected = self.layout[name].shape
-            if tuple(shapes[name]) != expected:
-                raise RegionError(f"{name} has shape {tuple(shapes[name])}, not {expected}; {made_for}, so {remedy}.")
-            if fingerprints[name] != self.metadata.model.fingerprints[name]:
-                raise RegionError(f"{name} holds other values than expected; {made_for}, so {remedy}.")
+        require_weights(self.indices, self.metadata, fingerprints, shapes)
 
     def matrix_counts(self) -> dict[str, Counts]:
         """Selected weights per parameter of the layout and weight matrix within it, (experts or 1,) each."""
@@ -251,6 +242,22 @@ class Region:
                 f"The regions select from different parameters ({self.metadata.model.name} and "
                 f"{other.metadata.model.name}); only regions of one architecture and coverage can be compared."
             )
+
+
+def require_weights(
+    names: Iterable[str], metadata: RegionMetadata, fingerprints: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse a model with other weights in the parameters `names` of a region; see `Region.check_model`."""
+    made_for = f"the region was located on {metadata.model.source}"
+    remedy = "open that model or locate the region again on this one"
+    for name in names:
+        if name not in shapes or name not in fingerprints:
+            raise RegionError(f"The model has no parameter {name}; {made_for}, so {remedy}.")
+        expected = metadata.layout[name].shape
+        if tuple(shapes[name]) != expected:
+            raise RegionError(f"{name} has shape {tuple(shapes[name])}, not {expected}; {made_for}, so {remedy}.")
+        if fingerprints[name] != metadata.model.fingerprints[name]:
+            raise RegionError(f"{name} holds other values than expected; {made_for}, so {remedy}.")
 
 
 def id_of(indices: Mapping[str, torch.Tensor], metadata: RegionMetadata) -> str:
