@@ -1,6 +1,8 @@
 """Sets of weights: exact selection, the Region file, set algebra, overlap with its chance level, and planted truth."""
 
 from ballast.regions.carried import carried
+from ballast.regions.ceiling import Ceiling, CorrectedOverlap, Halves, ceiling_of, corrected_overlap
+from ballast.regions.consensus import Agreement, agreement, consensus
 from ballast.regions.metadata import Coverage, ModelIdentity, PromptSource, RegionMetadata, Scored, Skipped
 from ballast.regions.overlap import AllOverlap, Overlaps, PairOverlap, overlap, overlaps
 from ballast.regions.planted import neuron_group, random_mask, whole_parameters
@@ -13,8 +15,12 @@ from ballast.regions.threshold import Threshold, exact_threshold
 from ballast.regions.units import Units, units_of
 
 __all__ = [
+    "Agreement",
     "AllOverlap",
+    "Ceiling",
+    "CorrectedOverlap",
     "Coverage",
+    "Halves",
     "ModelIdentity",
     "Overlaps",
     "PairOverlap",
@@ -31,8 +37,12 @@ __all__ = [
     "Threshold",
     "UnitRecovery",
     "Units",
+    "agreement",
     "at_planted_size",
     "carried",
+    "ceiling_of",
+    "consensus",
+    "corrected_overlap",
     "exact_fraction",
     "exact_threshold",
     "neuron_group",
