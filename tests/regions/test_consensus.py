@@ -59,6 +59,22 @@ def test_a_planted_core_is_stable_and_the_rest_is_not():
     assert agreement(regions[:3], shared.selected[:3], shared.sizes)[0].stability is None
 
 
+def test_stability_is_the_mean_iou_of_consensus_regions_of_disjoint_halves():
+    """Four regions have three divisions into halves; the mean over many draws is near the mean over these."""
+    generator = np.random.default_rng(1)
+    part = (SmallPart("a", 0, "query", (10, 10)),)
+    regions = [region({"a": generator.choice(100, 40, replace=False).tolist()}, part) for _ in range(4)]
+    shared = count_shared(regions)
+    rows = agreement(regions, shared.selected, shared.sizes, splits=600)
+    for at_least, share in ((1, 1), (2, 1), (3, 2), (4, 2)):
+        ious = []
+        for group in ((0, 1), (0, 2), (0, 3)):
+            rest = [number for number in range(4) if number not in group]
+            one, other = (consensus([regions[number] for number in side], share) for side in (group, rest))
+            ious.append(one.iou(other))
+        assert rows[at_least - 1].stability == pytest.approx(np.mean(ious), abs=0.02)
+
+
 def test_what_makes_no_consensus_is_refused():
     one = region({"lm_head": [1]})
     for at_least in (0, 3):

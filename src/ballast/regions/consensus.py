@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ class Agreement(NamedTuple):
         weights: How many.
         chance: How many are expected of random regions with the same numbers in every weight matrix.
         stability: Mean IoU of the consensus of two disjoint halves of the regions, each in the same share of its half;
-            None with fewer than four regions, or where a half agrees on nothing.
+            None with fewer than four regions, or where both halves agree on nothing.
     """
 
     at_least: int
@@ -54,8 +54,8 @@ def consensus(regions: Sequence[Selected], at_least: int) -> Region:
         model = ModelIdentity(**{**dict(model), "fingerprints": merged_fingerprints(model, other.model)})
     indices = {}
     for name, tensor in sorted(first.layout.items()):
-        values, counts = _memberships(regions, name)
-        kept = values[counts >= at_least]
+        members = _members(regions, name)
+        kept = members.values[members.counts(range(len(regions))) >= at_least]
         if len(kept):
             indices[name] = torch.from_numpy(kept.astype(index_type(tensor.numel)))
     if not indices:
@@ -83,13 +83,25 @@ def agreement(
         splits: Random divisions of the regions into two halves.
         seed: Of these.
     """
-    n = len(regions)
+    n, half = len(regions), len(regions) // 2
+    orders = [random.Random(f"{seed} {split}").sample(range(n), 2 * half) for split in range(splits)]  # noqa: S311
     exactly: Counts = np.zeros(n + 1, np.int64)
+    halves: Counts = np.zeros((splits, half + 1, half + 1), np.int64)  # weights in i regions of one, j of the other
     for name in sorted(regions[0].metadata.layout):
-        exactly += np.bincount(_memberships(regions, name)[1], minlength=n + 1)
+        members = _members(regions, name)
+        exactly += np.bincount(members.counts(range(n)), minlength=n + 1)
+        for split, order in enumerate(orders):
+            one, other = members.counts(order[:half]), members.counts(order[half:])
+            together = np.bincount(one * (half + 1) + other, minlength=(half + 1) ** 2)
+            halves[split] += together.reshape(half + 1, half + 1)
     expected = expected_memberships(selected, sizes)
     return [
-        Agreement(k, int(exactly[k:].sum()), float(expected[k:].sum()), _stability(regions, k, splits, seed))
+        Agreement(
+            at_least=k,
+            weights=int(exactly[k:].sum()),
+            chance=float(expected[k:].sum()),
+            stability=_stability(halves, -(-k * half // n)) if half > 1 else None,  # the share, rounded up
+        )
         for k in range(1, n + 1)
     ]
 
@@ -109,29 +121,34 @@ def expected_memberships(selected: Counts, sizes: Counts) -> np.ndarray[tuple[in
     return probabilities @ sizes.astype(np.float64)
 
 
-def _memberships(regions: Sequence[Selected], name: str) -> tuple[Indices, Counts]:
-    """Entries of a parameter that are in any region, ascending, and in how many each is."""
-    found = [region.indices[name].numpy() for region in regions if name in region.indices]
-    if not found:
-        return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    values, counts = np.unique(np.concatenate(found), return_counts=True)
-    return values, counts.astype(np.int64)
+class _Members(NamedTuple):
+    """Entries of one parameter that are in any region.
+
+    Attributes:
+        values: Flat indices, ascending, (m,).
+        places: Per region, the positions in `values` of its entries.
+    """
+
+    values: Indices
+    places: list[Indices]
+
+    def counts(self, group: Iterable[int]) -> Counts:
+        """In how many regions of a group each entry is, (m,)."""
+        found = np.zeros(len(self.values), np.int64)
+        for number in group:
+            found[self.places[number]] += 1
+        return found
 
 
-def _stability(regions: Sequence[Selected], at_least: int, splits: int, seed: int) -> float | None:
-    half = len(regions) // 2
-    if half < 2:
-        return None
-    share = -(-at_least * half // len(regions))  # rounded up
-    ious = []
-    for split in range(splits):
-        order = random.Random(f"{seed} {split}").sample(range(len(regions)), 2 * half)  # noqa: S311  not a secret
-        try:
-            one, other = (
-                consensus([regions[number] for number in sorted(group)], share)
-                for group in (order[:half], order[half:])
-            )
-        except RegionError:
-            return None
-        ious.append(one.iou(other))
-    return float(np.mean(ious))
+def _members(regions: Sequence[Selected], name: str) -> _Members:
+    nothing = np.zeros(0, np.int32)
+    found = [region.indices[name].numpy() if name in region.indices else nothing for region in regions]
+    values, inverse = np.unique(np.concatenate(found), return_inverse=True)
+    return _Members(values, np.split(inverse, np.cumsum([len(one) for one in found])[:-1]))
+
+
+def _stability(halves: Counts, at_least: int) -> float | None:
+    """Mean IoU of the weights in at least so many regions of both halves; (splits, h + 1, h + 1)."""
+    both = halves[:, at_least:, at_least:].sum(axis=(1, 2))
+    either = halves.sum(axis=(1, 2)) - halves[:, :at_least, :at_least].sum(axis=(1, 2))
+    return float((both / either).mean()) if either.all() else None
