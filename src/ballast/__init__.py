@@ -2,12 +2,12 @@
 
 from ballast.errors import BallastError
 from ballast.evaluate import Comparison, Summary, compare, measure
-from ballast.locate import METHODS, Scores, locate, locate_all
+from ballast.locate import METHODS, Scores, ceiling, convergence, locate, locate_all, overlap_report
 from ballast.models import LanguageModel, open_model
 from ballast.patches import Patch
 from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
-from ballast.regions import Refinement, Region, overlap, refine
+from ballast.regions import Refinement, Region, RegionFile, consensus, overlap, refine
 from ballast.report import write_report
 from ballast.tune import (
     AttackSettings,
@@ -35,12 +35,16 @@ __all__ = [
     "PromptSet",
     "Refinement",
     "Region",
+    "RegionFile",
     "SafetyPreserving",
     "Scores",
     "Summary",
     "ValidateSettings",
     "Validation",
+    "ceiling",
     "compare",
+    "consensus",
+    "convergence",
     "demo",
     "fine_tuning_attack",
     "finetune",
@@ -53,6 +57,7 @@ __all__ = [
     "merge_protected",
     "open_model",
     "overlap",
+    "overlap_report",
     "refine",
     "validate",
     "write_report",

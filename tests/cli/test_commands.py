@@ -89,7 +89,7 @@ def test_locate_and_overlap(
     upper = value(capsys, "locate", checkpoint, "--prompts", prompts, "--layers", "1", "--out", tmp_path / "upper")
     assert {cell["layer"] for cell in upper["cells"] if cell["selected"]} == {1}
     assert upper["actual"] == upper["eligible"] // 100
-    [pair] = value(capsys, "overlap", *(tmp_path / method / "region.safetensors" for method in found))
+    [pair] = value(capsys, "overlap", *(tmp_path / method / "region.safetensors" for method in found))["pairs"]
     assert 0 <= pair["iou"] < 1
     assert 0 < pair["chance"] < pair["size_cap"] <= 1
 
@@ -100,7 +100,7 @@ def test_overlap_of_heads(checkpoint: Path, prompts: Path, tmp_path: Path, capsy
         options = ("--prompts", words, "--method", "ships", "--fraction", "0.25", "--out", tmp_path / name)
         printed(capsys, "locate", checkpoint, *options)
         files.append(tmp_path / name / "region.safetensors")
-    [pair] = value(capsys, "overlap", *files)
+    [pair] = value(capsys, "overlap", *files)["pairs"]
     units = pair["units"]
     assert (units["granularity"], units["union"] + units["intersection"]) == ("head", 4)  # 2 of 8 each
     assert units["iou"] == units["intersection"] / units["union"]
@@ -108,6 +108,32 @@ def test_overlap_of_heads(checkpoint: Path, prompts: Path, tmp_path: Path, capsy
     text = printed(capsys, "overlap", *files)
     assert "weights" in text
     assert "heads" in text
+
+
+def test_overlap_beside_its_ceiling(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = make_prompts(tmp_path / "other.jsonl", "take", 4)
+    files = []
+    for name, words in (("a", prompts), ("b", others)):
+        options = ("--prompts", words, "--method", "wanda", "--fraction", "0.1", "--out", tmp_path / name)
+        printed(capsys, "locate", checkpoint, *options)
+        files.append(tmp_path / name / "region.safetensors")
+    options = ("--ceiling", checkpoint, "--splits", "2", "--prompts", prompts, "--prompts", others)
+    out = tmp_path / "overlap"
+    text = printed(capsys, "overlap", *files, *options, "--out", out)
+    assert "Overlap at half the prompts" in text
+    report = value(capsys, "overlap", *files, *options, "--out", out)
+    assert report == json.loads((out / "overlap.json").read_text())
+    [pair] = report["pairs"]
+    assert pair["corrected"]["splits"] == 2
+    assert [one["splits"] for one in report["ceilings"]] == [2, 2]
+    assert pair["prompts"]["same_set"] is False
+    assert "Shared prompts are unknown for 1 pairs" in printed(capsys, "overlap", *files)
+    with pytest.raises(SystemExit) as stopped:
+        main(["overlap", *map(str, (*files, *options))])
+    assert stopped.value.code == 2
+    assert "give a folder with --out" in capsys.readouterr().err
 
 
 def test_locate_leaves_out_what_utility_needs(
@@ -121,7 +147,8 @@ def test_locate_leaves_out_what_utility_needs(
     assert "located weights are needed for utility" in printed(
         capsys, "locate", checkpoint, *options, "--out", tmp_path / "a"
     )
-    [pair] = value(capsys, "overlap", tmp_path / "a" / "region.safetensors", tmp_path / "a" / "utility-0.safetensors")
+    found = (tmp_path / "a" / name for name in ("region.safetensors", "utility-0.safetensors"))
+    [pair] = value(capsys, "overlap", *found)["pairs"]
     assert pair["intersection"] == 0
     filled = value(capsys, "locate", checkpoint, *options, "--refill", "--out", tmp_path / "b")
     assert (filled["actual"], filled["refinement"]["removed"]) == (refined["eligible"] // 10, removed)

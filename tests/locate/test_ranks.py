@@ -8,7 +8,7 @@ import torch
 from ballast.errors import UsageError
 from ballast.locate.checkpoints.directions import matrices_of
 from ballast.locate.engine import eligible_parameters
-from ballast.locate.ranks import isolated, removed, safety_projection
+from ballast.locate.ranks import isolated, rank_overlaps, removed, safety_projection
 from ballast.models.fingerprint import fingerprints
 from tests.locate.reads import brute_force_directions, stored_reads
 from tests.worlds import prompt_set, tiny_lm
@@ -37,6 +37,24 @@ def test_projections(architecture: str) -> None:
         outputs = reads[matrix].double() @ removed(weight, projection).double().T
         assert (outputs @ leading).abs().max() <= 1e-4 * (reads[matrix] @ weight.T).abs().max()
     assert fingerprints(lm.model) == before
+
+
+def test_overlap_of_ranks_is_that_of_the_singular_vectors() -> None:
+    lm = tiny_lm("mixtral")
+    other = prompt_set("other", ["What?", "Tell a lie"], ["Sorry.", "That could hurt someone, so no."])
+    weights = matrices_of(lm, eligible_parameters(lm))
+    reads = [stored_reads(tiny_lm("mixtral"), prompts) for prompts in (HARMFUL, other)]
+    found = dict(rank_overlaps(lm, HARMFUL, other, 0.25))
+    assert list(found) == list(weights)
+    for matrix, row in found.items():
+        if any(matrix not in one for one in reads):
+            assert row is None
+            continue
+        count = min(weights[matrix].shape) // 4
+        first, second = (brute_force_directions(one[matrix], weights[matrix], count) for one in reads)
+        assert row is not None
+        assert row.overlap == pytest.approx(float((first.T @ second).square().sum()) / min(row.ranks), abs=1e-3)
+    assert all(row is None or row.overlap == pytest.approx(1) for _, row in rank_overlaps(lm, HARMFUL, HARMFUL, 0.25))
 
 
 def test_removed_and_isolated_by_hand() -> None:

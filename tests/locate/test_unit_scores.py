@@ -11,7 +11,7 @@ import torch
 from ballast.errors import RegionError, UsageError
 from ballast.locate import UnitScores
 from ballast.models.units import neuron_groups
-from ballast.regions import Region, refine
+from ballast.regions import Region, overlap, refine
 from tests.worlds import prompt_set, same_bits, tiny_lm
 
 torch.set_num_threads(1)
@@ -124,3 +124,28 @@ def test_bad_requests() -> None:
     nothing = dataclasses.replace(scored(), chosen=tuple(torch.arange(0) for _ in scored().groups))
     with pytest.raises(RegionError, match="The method neurons chose no unit; give a fraction"):
         nothing.select()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_overlap_of_neurons_by_their_weights_is_the_overlap_of_weights(architecture: str) -> None:
+    """No weight belongs to two neurons, so weighing each neuron by its number of weights counts weights."""
+    scores = [scored(architecture, seed) for seed in (0, 1)]
+    regions = [one.select(0.3) for one in scores]
+    owned = {
+        (group.kind, group.layer, -1 if group.expert is None else group.expert): sum(
+            map(len, group.entries(torch.tensor([0])).values())
+        )
+        for group in scores[0].groups
+    }
+    chosen = [
+        {(kind, unit) for kind, units in region.metadata.selected_units.items() for unit in units} for region in regions
+    ]
+
+    def weight(units: set[tuple[str, tuple[int, ...]]]) -> int:
+        return sum(owned[kind, unit[0], unit[1]] for kind, unit in units)
+
+    (pair,) = overlap(regions, draws=1)
+    assert pair.intersection == weight(chosen[0] & chosen[1]) > 0
+    assert pair.union == weight(chosen[0] | chosen[1])
+    assert pair.units is not None
+    assert pair.units.intersection == len(chosen[0] & chosen[1])

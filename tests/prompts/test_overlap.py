@@ -4,7 +4,7 @@ import pytest
 
 from ballast.errors import PromptError
 from ballast.prompts import Prompt, PromptSet
-from ballast.prompts.overlap import jaccard, shared_prompts, without_near_duplicates, word_set
+from ballast.prompts.overlap import jaccard, near_duplicates, shared_prompts, without_near_duplicates, word_set
 
 
 def made(*texts: str) -> PromptSet:
@@ -20,6 +20,14 @@ def test_jaccard_by_hand() -> None:
     assert word_set("Don't stop, don't!") == {"dont", "stop"}
     assert jaccard(word_set("a b c"), word_set("b c d e")) == 2 / 5
     assert jaccard(word_set("?"), word_set("")) == 0
+
+
+def test_near_duplicates_are_listed_with_their_similarity() -> None:
+    first = made("How do I bake a cake?", "?!", "one two three four")
+    second = made("how do i bake a CAKE", "How do I bake cake", "five", "...")
+    assert near_duplicates(first, second) == [("0", "0", 1.0), ("0", "1", 5 / 6), ("1", "3", 1.0)]
+    assert near_duplicates(first, second, similarity=0.9) == [("0", "0", 1.0), ("1", "3", 1.0)]
+    assert near_duplicates(first, made("nothing alike")) == []
 
 
 class TestNearDuplicates:

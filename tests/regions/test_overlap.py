@@ -5,11 +5,16 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ballast.errors import RegionError, UsageError
-from ballast.regions import Region, overlap
-from ballast.regions.overlap import chance_iou, intersection_moments
-from tests.regions.worlds import SmallPart, places, region
+from ballast.regions import Region, RegionFile, overlap, overlaps
+from ballast.regions.chance import chance_iou, intersection_moments
+from ballast.regions.counting import count_shared
+from ballast.regions.unit_overlap import window_overlap
+from tests.regions.test_region_file import selections
+from tests.regions.worlds import PARTS, SmallPart, places, region
 
 
 def counts(*numbers: int) -> np.ndarray:
@@ -122,10 +127,90 @@ def test_units_that_cannot_be_compared_have_no_overlap():
         assert row.as_json()["units"] is None
 
 
+@settings(max_examples=30)
+@given(st.lists(selections, min_size=2, max_size=4))
+def test_every_count_is_that_of_plain_sets(selected):
+    regions = [region(one) for one in selected]
+    sets = [places(one) for one in regions]
+    found = overlaps(regions, draws=1)
+    assert (found.all.intersection, found.all.union) == (len(set.intersection(*sets)), len(set.union(*sets)))
+    assert found.all.iou == len(set.intersection(*sets)) / len(set.union(*sets))
+    matrix_of = {
+        (part.name, place): (part.name, int(regions[0].layout[part.name].matrix_of(np.array([place]))[0]))
+        for part in PARTS
+        for place in range(part.numel)
+    }
+    for row in found.pairs:
+        a, b = sets[row.first], sets[row.second]
+        assert (row.intersection, row.union, row.iou) == (len(a & b), len(a | b), len(a & b) / len(a | b))
+        assert row.contained == (len(a & b) / len(a), len(a & b) / len(b))
+        matrices = [{entry for entry in matrix_of if matrix_of[entry] == one} for one in set(matrix_of.values())]
+        ious = [len(a & b & one) / len((a | b) & one) for one in matrices if (a | b) & one]
+        assert row.macro_iou == pytest.approx(np.mean(ious))
+        assert (row.matrices, row.matrices_left_out) == (len(ious), len(matrices) - len(ious))
+        for parts, attribute in ((row.by_layer, "layer"), (row.by_role, "role")):
+            for part in parts:
+                within = {p.name for p in PARTS if getattr(p, attribute) == getattr(part, attribute)}
+                mine, theirs = ({entry for entry in one if entry[0] in within} for one in (a, b))
+                assert (part.intersection, part.union) == (len(mine & theirs), len(mine | theirs))
+                assert part.iou == (len(mine & theirs) / len(mine | theirs) if mine | theirs else None)
+            assert sum(part.intersection for part in parts) == row.intersection
+
+
+@settings(max_examples=40)
+@given(selections, selections)
+def test_identities(one, other):
+    a, b = region(one), region(other)
+    (row,), (mirrored,), (same,) = (overlap(pair, draws=1) for pair in ((a, b), (b, a), (a, a)))
+    assert same.iou == same.macro_iou == same.size_cap == 1
+    assert (row.iou, row.chance, row.macro_iou, row.margin_chance) == pytest.approx(
+        (mirrored.iou, mirrored.chance, mirrored.macro_iou, mirrored.margin_chance)
+    )
+    assert row.iou <= row.size_cap + 1e-12
+    assert row.iou == a.iou(b)
+
+
+def test_regions_in_their_files_give_the_same_numbers(tmp_path):
+    regions = [region({"lm_head": [0, 1, 2], "layers.10.experts": [7, 30]}), region({"lm_head": [2, 3]})]
+    for number, one in enumerate(regions):
+        one.save(tmp_path / f"{number}.safetensors")
+    stored = [RegionFile.open(tmp_path / f"{number}.safetensors") for number in (0, 1)]
+    assert overlaps(stored)[:2] == overlaps(regions)[:2]  # the pairs, and all at once
+
+
+def test_one_stack_of_experts_is_counted_expert_by_expert():
+    """64 entries an expert: the words of 64 bits fall together with the experts."""
+    part = SmallPart("e", 0, "experts.up", (3, 8, 8), "out_in", 0)
+    one, other = region({"e": [0, 1, 63, 64, 190]}, (part,)), region({"e": [1, 63, 65, 190]}, (part,))
+    assert count_shared([one, other]).both.tolist() == [[2, 0, 1]]
+    (row,) = overlap([one, other])
+    assert row.macro_iou == pytest.approx((2 / 3 + 0 + 1) / 3)
+
+
+def test_regions_of_other_weights_are_refused_unless_asked_for():
+    one, other = region({"lm_head": [1, 2]}), region({"lm_head": [2]}, salt="tuned")
+    with pytest.raises(RegionError, match="different weights of lm_head"):
+        overlap([one, other])
+    assert overlap([one, other], other_weights=True)[0].iou == 1 / 2
+
+
+def test_windows_of_layers_are_compared_as_windows():
+    scored = {"layer": 4}
+    one = of_units("layer", {"layer": ((0, -1, 0), (1, -1, 0))}, scored)
+    other = of_units("layer", {"layer": tuple((layer, -1, 0) for layer in (1, 2, 3))}, scored)
+    found = overlap([one, other])[0].units
+    assert found.window == window_overlap((0, 2), (1, 4), 4)
+    assert found.as_json()["window"]["end_difference"] == 2
+    with_hole = of_units("layer", {"layer": ((0, -1, 0), (2, -1, 0))}, scored)
+    assert overlap([one, with_hole])[0].units.window is None
+
+
 def test_what_cannot_be_compared_is_refused():
     one = region({"lm_head": [1]})
     with pytest.raises(UsageError, match="two regions"):
         overlap([one])
+    with pytest.raises(UsageError, match="no p-value"):
+        overlap([one, one], draws=0)
     with pytest.raises(RegionError, match="different parameters"):
         overlap([one, region({"lm_head": [1]}, [SmallPart("lm_head", None, "lm_head", (4, 5))])])
     with pytest.raises(RegionError, match="undefined"):

@@ -6,15 +6,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ballast.errors import RegionError
-from ballast.regions import Region
+from ballast.regions import Region, RegionFile
 from tests.regions.worlds import PARTS, header, region
 
 NUMELS = {part.name: part.numel for part in PARTS}
 SHAPES = {part.name: part.shape for part in PARTS}
+
+READERS = (Region.load, RegionFile.open)  # what one refuses the other refuses
 
 selections = st.fixed_dictionaries({part.name: st.sets(st.integers(0, part.numel - 1)) for part in PARTS}).filter(
     lambda selected: any(selected.values())
@@ -38,9 +41,10 @@ def saved(tmp_path):
 
 
 def refused(path, match: str) -> None:
-    with pytest.raises(RegionError, match=match) as caught:
-        Region.load(path)
-    assert "\n" not in str(caught.value).strip()
+    for read in READERS:
+        with pytest.raises(RegionError, match=match) as caught:
+            read(path)
+        assert "\n" not in str(caught.value).strip()
 
 
 def test_files_that_are_no_regions_are_refused(saved, tmp_path):
@@ -77,8 +81,9 @@ def test_every_flipped_bit_is_noticed(saved):
         damaged = bytearray(data)
         damaged[position] ^= 1 << int(random.integers(8))
         saved.write_bytes(damaged)
-        with pytest.raises(RegionError):
-            Region.load(saved)
+        for read in READERS:
+            with pytest.raises(RegionError):
+                read(saved)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +127,12 @@ def test_tensors_that_do_not_fit_are_refused(saved, change, match):
 def test_metadata_that_does_not_fit_is_refused(saved, change, match):
     rewritten(saved, change_record=change)
     refused(saved, match)
+
+
+def test_a_region_in_its_file_is_the_region(saved):
+    whole, stored = Region.load(saved), RegionFile.open(saved)
+    assert (stored.region_id, stored.metadata) == (whole.region_id, whole.metadata)
+    assert list(stored.indices) == list(whole.indices)
+    for name, indices in whole.indices.items():
+        assert torch.equal(stored.indices[name], indices)
+        assert stored.indices[name].dtype == indices.dtype

@@ -9,8 +9,9 @@ import typer
 
 from ballast.cli.attack import attack
 from ballast.cli.evaluate import compare, measure, report
-from ballast.cli.locate import locate, methods, overlap, sets
+from ballast.cli.locate import locate, methods, sets
 from ballast.cli.output import state
+from ballast.cli.overlap import overlap
 from ballast.cli.patch import patch_app
 from ballast.cli.prompts import prompts_app
 from ballast.cli.tune import demo, finetune, harden, merge

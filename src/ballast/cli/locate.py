@@ -1,25 +1,23 @@
-"""`ballast locate` and `overlap`, and the lists of methods and prompt sets."""
+"""`ballast locate`, and the lists of methods and prompt sets."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ballast import pipeline
 from ballast.cli.options import Dtype, Limit, Model, Out, Pickle, RemoteCode, Revision, Seed, Stream, opened
-from ballast.cli.output import percent, show, table
+from ballast.cli.output import show, table
 from ballast.errors import UsageError
 from ballast.locate import METHODS, get_method
 from ballast.locate import locate as locate_scores
 from ballast.locate.registry import reads_responses
 from ballast.prompts import answered, available_sets, load_prompts
 from ballast.regions import Region, exact_fraction, refine
-from ballast.regions import overlap as overlap_regions
 from ballast.regions.refine import union_of
 from ballast.regions.selection import Scope
 from ballast.regions.unit_selection import UnitScope
@@ -154,20 +152,6 @@ def sets() -> None:
     """The named prompt sets in the folder of BALLAST_DATA."""
     found = {name: str(path) for name, path in available_sets().items()}
     show(found, (), "\n".join(found) or "BALLAST_DATA names no folder with sets; the built-in ones are builtin/...")
-
-
-def overlap(regions: Annotated[list[Path], typer.Argument(help="Two or more region files.")]) -> None:
-    """Intersection over union of regions, beside its chance level; of neurons, heads and layers also unit by unit."""
-    rows = overlap_regions([Region.load(path) for path in regions])
-    cells = []
-    for row in rows:
-        names = f"{regions[row.first]} and {regions[row.second]}"
-        for of, found in (("weights", row), (f"{row.units.granularity}s" if row.units else "", row.units)):
-            if found:
-                shares = (percent(share) for share in (found.iou, found.chance, found.size_cap))
-                cells.append((names, of, *shares, f"{found.intersection:,}"))
-    columns = ("regions", "of", "IoU, %", "chance, %", "cap, %", "shared")
-    show([row.as_json() for row in rows], [table("Overlap", columns, cells, words=2)])
 
 
 def _scope(scope: str | None) -> Scope | UnitScope | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from ballast.models import LanguageModel
 from ballast.prompts import PromptSet
 from ballast.prompts.refusals import REFUSALS
 from ballast.regions import exact_fraction
+from ballast.regions.subspaces import SubspaceOverlap, subspace_overlap
 
 
 def safety_projection(
@@ -66,6 +68,37 @@ def safety_projection(
         if matrix in grams:
             directions = leading_directions(factors[matrix], grams[matrix], counts[matrix])
         yield matrix, directions @ directions.T
+
+
+def rank_overlaps(
+    lm: LanguageModel,
+    first: PromptSet,
+    second: PromptSet,
+    share: Fraction | float | str,
+    *,
+    refusals: tuple[str, ...] = REFUSALS[:1],
+    batch_size: int = 8,
+) -> Iterator[tuple[Matrix, SubspaceOverlap | None]]:
+    """How much the safety ranks found with two prompt sets have in common, matrix by matrix.
+
+    Args:
+        lm: As for `safety_projection`.
+        first: As its prompts.
+        second: Other prompts.
+        share: As for `safety_projection`.
+        refusals: As for `safety_projection`.
+        batch_size: As for `safety_projection`.
+
+    Yields:
+        Each matrix and its overlap; None for an expert that no response token of one of the sets reached.
+
+    Raises:
+        BallastError: As `safety_projection`.
+    """
+    settings: dict[str, Any] = {"refusals": refusals, "batch_size": batch_size}
+    both = (safety_projection(lm, prompts, share, **settings) for prompts in (first, second))
+    for (matrix, one), (_, other) in zip(*both, strict=True):
+        yield matrix, subspace_overlap(one, other) if one.any() and other.any() else None
 
 
 def removed(weight: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:

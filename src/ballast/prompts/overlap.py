@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ballast.errors import PromptError
 from ballast.prompts.prompt_set import PromptSet
@@ -16,6 +17,39 @@ def shared_prompts(sets: Iterable[PromptSet], others: Iterable[PromptSet]) -> li
     return [
         (known[key], prompt.id) for group in others for prompt in group if (key := _normalised(prompt.prompt)) in known
     ]
+
+
+class NearDuplicate(NamedTuple):
+    """Two prompts that are nearly the same.
+
+    Attributes:
+        first: Id of the one.
+        second: Id of the other.
+        similarity: Jaccard index of their words; 1 if they are equal up to case, white space and punctuation.
+    """
+
+    first: str
+    second: str
+    similarity: float
+
+
+def near_duplicates(first: PromptSet, second: PromptSet, *, similarity: float = 0.8) -> list[NearDuplicate]:
+    """Every pair of prompts of two sets that are equal, or whose words are nearly the same; paraphrases escape this.
+
+    Args:
+        first: One set.
+        second: Another.
+        similarity: Jaccard index of the two sets of words from which on prompts are near duplicates, in (0, 1].
+    """
+    known = [(prompt.id, _normalised(prompt.prompt), word_set(prompt.prompt)) for prompt in second]
+    found = []
+    for prompt in first:
+        normalised, words = _normalised(prompt.prompt), word_set(prompt.prompt)
+        for other, text, others in known:
+            alike = 1.0 if text == normalised else jaccard(words, others)
+            if alike >= similarity:
+                found.append(NearDuplicate(prompt.id, other, alike))
+    return found
 
 
 def require_disjoint(training: Iterable[PromptSet], others: Iterable[PromptSet]) -> None:

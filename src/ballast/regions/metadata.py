@@ -166,7 +166,7 @@ def merged_fingerprints(first: ModelIdentity, second: ModelIdentity) -> dict[str
     for name in sorted(first.fingerprints.keys() & second.fingerprints.keys()):
         if first.fingerprints[name] != second.fingerprints[name]:
             raise RegionError(
-                f"The regions come from different weights of {name} ({first.name} and {second.name}), so they cannot "
-                "be combined; compare them with overlap, or locate both on one model."
+                f"The regions come from different weights of {name} ({first.name} and {second.name}); locate both on "
+                "one model, or compare them all the same with `ballast overlap --other-weights`."
             )
     return {**first.fingerprints, **second.fingerprints}

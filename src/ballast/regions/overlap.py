@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from scipy.stats import hypergeom
-
 from ballast.errors import RegionError, UsageError
 from ballast.regions.arrays import Counts
-from ballast.regions.metadata import Granularity
-from ballast.regions.region import Region
+from ballast.regions.chance import Permutation, chance_iou, chance_of_all, excess, permutation_test, size_cap
+from ballast.regions.counting import Selected, Shared, count_shared
+from ballast.regions.metadata import merged_fingerprints
+from ballast.regions.unit_overlap import UnitOverlap, unit_overlap
 
-SMALL = 200  # below this size the mean of a ratio is not the ratio of the means
+DRAWS = 1000
 
 
-class UnitOverlap(NamedTuple):
-    """The neurons, heads or layers of two regions compared.
+class PartOverlap(NamedTuple):
+    """Two regions compared within one layer, or within one role.
 
     Attributes:
-        granularity: What a unit is.
-        intersection: Units in both.
-        union: Units in either.
-        iou: intersection / union, in [0, 1].
-        chance: Expected IoU of random regions with the same number of units of every kind.
-        size_cap: The highest IoU that these numbers per kind allow.
-        excess: As for weights.
+        layer: Decoder block; None for a role, and outside of the blocks.
+        role: Such as `query`; None for a layer.
+        intersection: Weights in both.
+        union: Weights in either.
+        iou: intersection / union; None where neither has a weight.
+        chance: As for the whole; None where neither has a weight.
     """
 
-    granularity: Granularity
+    layer: int | None
+    role: str | None
     intersection: int
     union: int
-    iou: float
-    chance: float
-    size_cap: float
-    excess: float | None
+    iou: float | None
+    chance: float | None
 
 
 class PairOverlap(NamedTuple):
@@ -52,6 +48,15 @@ class PairOverlap(NamedTuple):
         chance: Expected IoU of random regions with the same number of weights in every weight matrix.
         size_cap: The highest IoU that these numbers per weight matrix allow.
         excess: (intersection - its mean) / its standard deviation under the same chance; None if it cannot vary.
+        p: One-sided test of the intersection against the same chance.
+        global_chance: Expected IoU of random regions with the same number of weights, wherever they are.
+        margin_chance: Expected IoU given the numbers per row and per column of every matrix, by formula.
+        contained: intersection / weights of the first, and of the second.
+        macro_iou: Mean IoU of the weight matrices in which either region has a weight.
+        matrices: How many these are.
+        matrices_left_out: How many there are beside these.
+        by_layer: The same within each layer.
+        by_role: The same within each role.
         units: The same per unit, if both regions are made of units of one granularity, out of the same numbers.
     """
 
@@ -63,71 +68,169 @@ class PairOverlap(NamedTuple):
     chance: float
     size_cap: float
     excess: float | None
+    p: Permutation
+    global_chance: float
+    margin_chance: float
+    contained: tuple[float, float]
+    macro_iou: float
+    matrices: int
+    matrices_left_out: int
+    by_layer: tuple[PartOverlap, ...]
+    by_role: tuple[PartOverlap, ...]
     units: UnitOverlap | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Every number by its name."""
-        return {**self._asdict(), "units": self.units._asdict() if self.units else None}
+        return {
+            **self._asdict(),
+            **self.p._asdict(),
+            "by_layer": [part._asdict() for part in self.by_layer],
+            "by_role": [part._asdict() for part in self.by_role],
+            "units": self.units.as_json() if self.units else None,
+        }
 
 
-def overlap(regions: Sequence[Region]) -> list[PairOverlap]:
-    """Compare every pair of regions.
+class AllOverlap(NamedTuple):
+    """All regions compared at once.
+
+    Attributes:
+        regions: How many.
+        intersection: Weights in all of them.
+        union: Weights in any.
+        iou: intersection / union.
+        chance: Expected weights in all over expected weights in any, for random regions with the same numbers.
+    """
+
+    regions: int
+    intersection: int
+    union: int
+    iou: float
+    chance: float
+
+
+class Overlaps(NamedTuple):
+    """Regions compared.
+
+    Attributes:
+        pairs: Every two of them.
+        all: All of them at once.
+        selected: Weights per region and weight matrix, (regions, matrices).
+        sizes: Weights there are, (matrices,).
+    """
+
+    pairs: list[PairOverlap]
+    all: AllOverlap
+    selected: Counts
+    sizes: Counts
+
+
+def overlap(
+    regions: Sequence[Selected], *, draws: int = DRAWS, seed: int = 0, other_weights: bool = False
+) -> list[PairOverlap]:
+    """Compare every pair of regions; see `overlaps`."""
+    return overlaps(regions, draws=draws, seed=seed, other_weights=other_weights).pairs
+
+
+def overlaps(
+    regions: Sequence[Selected], *, draws: int = DRAWS, seed: int = 0, other_weights: bool = False
+) -> Overlaps:
+    """Compare every pair of regions, and all at once.
 
     Args:
-        regions: At least two, of one layout.
+        regions: At least two, of one layout; `Region`, or `RegionFile` where not all fit into memory.
+        draws: Shuffles of the permutation test.
+        seed: Of these.
+        other_weights: Also compare regions located on different weights of one architecture.
 
     Raises:
-        UsageError: Fewer than two regions.
-        RegionError: Regions of different layouts, or intersections over different numbers of prompts.
+        UsageError: Fewer than two regions, or no draw.
+        RegionError: Regions of different layouts or weights, or intersections over different numbers of prompts.
     """
     if len(regions) < 2:
         raise UsageError("An overlap needs at least two regions; give another one.")
-    _check_intersections(regions)
-    counts = [flat_counts(region) for region in regions]
-    sizes = matrix_sizes(regions[0])
-    rows = []
-    for first, second in itertools.combinations(range(len(regions)), 2):
-        intersection = regions[first].intersection_size(regions[second])
-        numbers = _numbers(intersection, counts[first], counts[second], sizes)
-        rows.append(PairOverlap(first, second, *numbers, unit_overlap(regions[first], regions[second])))
-    return rows
+    if draws < 1:
+        raise UsageError(f"{draws} shuffles give no p-value; ask for at least one, such as {DRAWS}.")
+    _check(regions, other_weights)
+    shared = count_shared(regions)
+    pairs = [_pair(regions, shared, number, draws, seed) for number in range(len(shared.pairs))]
+    in_all, in_any = int(shared.in_all.sum()), int(shared.in_any.sum())
+    chance = chance_of_all(shared.selected, shared.sizes)
+    of_all = AllOverlap(len(regions), in_all, in_any, in_all / in_any, chance)
+    return Overlaps(pairs, of_all, shared.selected, shared.sizes)
 
 
-def unit_overlap(first: Region, second: Region) -> UnitOverlap | None:
-    """Compare two regions unit by unit, or None if they are not made of units of one granularity and number.
-
-    Units of different regions can share weights, such as the key rows of heads that use them together, so this is not
-    the overlap of their weights.
-    """
-    one, other = first.metadata, second.metadata
-    scored = one.scored_units
-    if not scored or (one.granularity, scored) != (other.granularity, other.scored_units):
-        return None
-    pairs = [(set(one.selected_units.get(kind, ())), set(other.selected_units.get(kind, ()))) for kind in scored]
-    counts = [np.array([len(pair[side]) for pair in pairs], np.int64) for side in (0, 1)]
-    intersection = sum(len(mine & theirs) for mine, theirs in pairs)
-    sizes = np.array(list(scored.values()), np.int64)
-    return UnitOverlap(one.granularity, *_numbers(intersection, counts[0], counts[1], sizes))
-
-
-def _numbers(
-    intersection: int, first: Counts, second: Counts, sizes: Counts
-) -> tuple[int, int, float, float, float, float | None]:
-    """Intersection, union, IoU, chance, cap and excess, from the numbers per stratum."""
-    union = int(first.sum() + second.sum()) - intersection
-    mean, variance = intersection_moments(first, second, sizes)
-    return (
-        intersection,
-        union,
-        intersection / union,
-        chance_iou(first, second, sizes),
-        float(np.minimum(first, second).sum() / np.maximum(first, second).sum()),
-        (intersection - mean) / math.sqrt(variance) if variance > 0 else None,
+def _pair(regions: Sequence[Selected], shared: Shared, number: int, draws: int, seed: int) -> PairOverlap:
+    first, second = shared.pairs[number]
+    a, b, both, sizes = shared.selected[first], shared.selected[second], shared.both[number], shared.sizes
+    either = a + b - both
+    intersection, union = int(both.sum()), int(either.sum())
+    expected = float(shared.by_margins[number].sum())
+    totals = (counts.sum(keepdims=True) for counts in (a, b, sizes))
+    busy = either > 0
+    seeds = (seed, first, second)
+    return PairOverlap(
+        first=first,
+        second=second,
+        intersection=intersection,
+        union=union,
+        iou=intersection / union,
+        chance=chance_iou(a, b, sizes),
+        size_cap=size_cap(a, b),
+        excess=excess(intersection, a, b, sizes),
+        p=permutation_test(intersection, a, b, sizes, draws=draws, seed=seeds),
+        global_chance=chance_iou(*totals),
+        margin_chance=expected / (int(a.sum() + b.sum()) - expected),
+        contained=(intersection / int(a.sum()), intersection / int(b.sum())),
+        macro_iou=float((both[busy] / either[busy]).mean()),
+        matrices=int(busy.sum()),
+        matrices_left_out=int((~busy).sum()),
+        by_layer=_parts(shared, number, "layer"),
+        by_role=_parts(shared, number, "role"),
+        units=unit_overlap(regions[first].metadata, regions[second].metadata, draws=draws, seed=seeds),
     )
 
 
-def _check_intersections(regions: Sequence[Region]) -> None:
-    """An intersection over prompts shrinks with every prompt, so its size says nothing beside one of fewer prompts."""
+def _parts(shared: Shared, number: int, by: str) -> tuple[PartOverlap, ...]:
+    """The pair within each layer or role, in their order."""
+    first, second = shared.pairs[number]
+    members: dict[int | str | None, list[int]] = defaultdict(list)
+    for matrix, (layer, role) in enumerate(zip(shared.layers, shared.roles, strict=True)):
+        members[layer if by == "layer" else role].append(matrix)
+    rows = []
+    for key in sorted(members, key=lambda key: (key is None, key)):
+        a, b, both, sizes = (
+            counts[members[key]]
+            for counts in (shared.selected[first], shared.selected[second], shared.both[number], shared.sizes)
+        )
+        intersection = int(both.sum())
+        union = int(a.sum() + b.sum()) - intersection
+        rows.append(
+            PartOverlap(
+                layer=key if isinstance(key, int) else None,
+                role=key if isinstance(key, str) else None,
+                intersection=intersection,
+                union=union,
+                iou=intersection / union if union else None,
+                chance=chance_iou(a, b, sizes) if union else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _check(regions: Sequence[Selected], other_weights: bool) -> None:
+    """Refuse what has no common coordinates, and what has but says nothing."""
+    first = regions[0].metadata
+    for other in (region.metadata for region in regions[1:]):
+        if other.layout_hash != first.layout_hash:
+            raise RegionError(
+                f"The regions select from different parameters ({first.model.name} and {other.model.name}); only "
+                "regions of one architecture and coverage can be compared."
+            )
+    if not other_weights:
+        known = first.model
+        for other in (region.metadata for region in regions[1:]):
+            known = known.model_copy(update={"fingerprints": merged_fingerprints(known, other.model)})
+    # an intersection over prompts shrinks with every prompt, so its size says nothing beside one of fewer prompts
     numbers = {
         region.metadata.prompts.n
         for region in regions
@@ -138,56 +241,3 @@ def _check_intersections(regions: Sequence[Region]) -> None:
             f"The regions are intersections over {min(numbers)} and {max(numbers)} prompts, and every prompt makes an "
             "intersection smaller; locate them with the same number of prompts."
         )
-
-
-def chance_iou(first: Counts, second: Counts, sizes: Counts) -> float:
-    """Expected IoU of two random regions with given numbers of weights per stratum.
-
-    From 200 weights on this is the ratio of expectations, EI / (|A| + |B| - EI) with EI = sum a_s b_s / N_s, whose
-    error is of the order of 1 / union; below, it is the exact mean over all draws.
-
-    Args:
-        first: Weights of the one region per stratum, (strata,).
-        second: Weights of the other, (strata,).
-        sizes: Weights there are, (strata,).
-
-    Raises:
-        RegionError: Both regions are empty.
-    """
-    total = int(first.sum() + second.sum())
-    if total == 0:
-        raise RegionError("The overlap of two empty regions is undefined; compare regions that hold weights.")
-    if max(first.sum(), second.sum()) >= SMALL:
-        mean, _ = intersection_moments(first, second, sizes)
-        return mean / (total - mean)
-    probabilities = np.ones(1)  # of an intersection of 0, 1, 2, ... weights over the strata so far
-    for a, b, size in zip(first.tolist(), second.tolist(), sizes.tolist(), strict=True):
-        if a and b:
-            stratum = hypergeom.pmf(np.arange(min(a, b) + 1), size, a, b)
-            probabilities = np.convolve(probabilities, stratum)
-    shared = np.arange(len(probabilities))
-    return float((probabilities * shared / (total - shared)).sum())
-
-
-def intersection_moments(first: Counts, second: Counts, sizes: Counts) -> tuple[float, float]:
-    """Mean and variance of the number of shared weights under stratified chance (hypergeometric in every stratum)."""
-    a, b, n = (counts.astype(np.float64) for counts in (first, second, sizes))
-    variance = a * b * (n - a) * (n - b) / (n * n * np.maximum(n - 1, 1))
-    return float((a * b / n).sum()), float(variance.sum())
-
-
-def flat_counts(region: Region) -> Counts:
-    """Selected weights per weight matrix, in code-point order of the parameters, (matrices,)."""
-    return np.concatenate([counts for _, counts in sorted(region.matrix_counts().items())])
-
-
-def matrix_sizes(region: Region) -> Counts:
-    """Weights there are per weight matrix of the layout, in the same order, (matrices,)."""
-    return np.array(
-        [
-            tensor.numel // tensor.matrices
-            for _, tensor in sorted(region.layout.items())
-            for _ in range(tensor.matrices)
-        ],
-        np.int64,
-    )

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom, rankdata
 
 from ballast.errors import RegionError
+from ballast.regions.chance import intersection_moments
 from ballast.regions.layout import PartLike
-from ballast.regions.overlap import intersection_moments
 from ballast.regions.region import Region
 from ballast.regions.selection import select_top
 from ballast.regions.threshold import Direction

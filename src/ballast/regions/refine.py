@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ballast.errors import RegionError, UsageError
+from ballast.regions.chance import flat_counts, intersection_moments, matrix_sizes
 from ballast.regions.formed import Formed
-from ballast.regions.overlap import flat_counts, intersection_moments, matrix_sizes
 from ballast.regions.region import Region
 from ballast.shards import first_entry, own_part
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -42,7 +42,7 @@ class Region:
         kept: dict[str, torch.Tensor] = {}
         for name in sorted(self.indices):
             if self.indices[name].numel():
-                kept[name] = _checked(name, self.indices[name], self.metadata.layout)
+                kept[name] = checked(name, self.indices[name], self.metadata.layout)
         if not kept:
             raise RegionError("The region holds no weight; widen the selection, an empty region cannot be used.")
         model = self.metadata.model
@@ -69,11 +69,7 @@ class Region:
     @cached_property
     def region_id(self) -> str:
         """SHA-256 over the coordinates and the metadata."""
-        digest = hashlib.sha256(self.metadata.to_json().encode())
-        for name, indices in self.indices.items():
-            digest.update(f"\n{name}\n{len(indices)}\n".encode())
-            digest.update(indices.numpy().tobytes())
-        return digest.hexdigest()
+        return id_of(self.indices, self.metadata)
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file atomically; equal regions give equal bytes.
@@ -95,10 +91,7 @@ class Region:
             region = cls(indices, metadata)
         except RegionError as error:
             raise RegionError(f"{path} is damaged: {error}") from error
-        if region.region_id != region_id:
-            raise RegionError(
-                f"{path} was changed after it was written, its content does not match its id; locate again."
-            )
+        require_id(Path(path), region.region_id, region_id)
         return region
 
     def check_model(self, fingerprints: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -111,16 +104,7 @@ class Region:
         Raises:
             RegionError: A parameter with selected entries is missing, has another shape or other values.
         """
-        made_for = f"the region was located on {self.metadata.model.source}"
-        remedy = "open that model or locate the region again on this one"
-        for name in self.indices:
-            if name not in shapes or name not in fingerprints:
-                raise RegionError(f"The model has no parameter {name}; {made_for}, so {remedy}.")
-            expected = self.layout[name].shape
-            if tuple(shapes[name]) != expected:
-                raise RegionError(f"{name} has shape {tuple(shapes[name])}, not {expected}; {made_for}, so {remedy}.")
-            if fingerprints[name] != self.metadata.model.fingerprints[name]:
-                raise RegionError(f"{name} holds other values than expected; {made_for}, so {remedy}.")
+        require_weights(self.indices, self.metadata, fingerprints, shapes)
 
     def matrix_counts(self) -> dict[str, Counts]:
         """Selected weights per parameter of the layout and weight matrix within it, (experts or 1,) each."""
@@ -260,7 +244,42 @@ class Region:
             )
 
 
-def _checked(name: str, indices: torch.Tensor, layout: Layout) -> torch.Tensor:
+def require_weights(
+    names: Iterable[str], metadata: RegionMetadata, fingerprints: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse a model with other weights in the parameters `names` of a region; see `Region.check_model`."""
+    made_for = f"the region was located on {metadata.model.source}"
+    remedy = "open that model or locate the region again on this one"
+    for name in names:
+        if name not in shapes or name not in fingerprints:
+            raise RegionError(f"The model has no parameter {name}; {made_for}, so {remedy}.")
+        expected = metadata.layout[name].shape
+        if tuple(shapes[name]) != expected:
+            raise RegionError(f"{name} has shape {tuple(shapes[name])}, not {expected}; {made_for}, so {remedy}.")
+        if fingerprints[name] != metadata.model.fingerprints[name]:
+            raise RegionError(f"{name} holds other values than expected; {made_for}, so {remedy}.")
+
+
+def id_of(indices: Mapping[str, torch.Tensor], metadata: RegionMetadata) -> str:
+    """SHA-256 over checked coordinates in code-point order of the parameters, and over the metadata."""
+    digest = hashlib.sha256(metadata.to_json().encode())
+    for name, places in indices.items():
+        digest.update(f"\n{name}\n{len(places)}\n".encode())
+        digest.update(places.numpy().data)
+    return digest.hexdigest()
+
+
+def require_id(path: Path, found: str, claimed: str) -> None:
+    """Refuse a file whose content has another id than it claims.
+
+    Raises:
+        RegionError: It was changed.
+    """
+    if found != claimed:
+        raise RegionError(f"{path} was changed after it was written, its content does not match its id; locate again.")
+
+
+def checked(name: str, indices: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The indices in their proper type, if they are ascending, unique and within the parameter."""
     if name not in layout:
         raise RegionError(f"The region selects weights of {name}, which is not in its layout; make the region again.")

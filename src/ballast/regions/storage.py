@@ -9,8 +9,9 @@ key `ballast` holds one JSON object, see `RegionMetadata`, with the id of the re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ballast.errors import RegionError
+from ballast.regions.bits import WORD, packed_words, unpacked_indices
+from ballast.regions.formed import Formed
 from ballast.regions.metadata import SCHEMA_VERSION, RegionMetadata, canonical_json
 from ballast.runs import write_tensors
 
@@ -36,7 +39,7 @@ def write_region(path: Path, indices: Mapping[str, torch.Tensor], metadata: Regi
     for name, places in indices.items():
         numel = metadata.layout[name].numel
         if len(places) * SPARSEST_BITS > numel:
-            tensors[f"bits:{name}"] = _packed(places, numel)
+            tensors[f"bits:{name}"] = torch.from_numpy(packed_words(places.numpy(), numel).view(np.uint8))
         else:
             tensors[f"idx:{name}"] = places
     record = {"region_id": region_id, **metadata.model_dump(mode="json")}
@@ -51,21 +54,40 @@ def read_region(path: Path) -> tuple[dict[str, torch.Tensor], RegionMetadata, st
     Raises:
         RegionError: The file is missing, damaged, or not a Region file that this version can read.
     """
+    indices, metadata, region_id = open_region(path)
+    return dict(indices), metadata, region_id
+
+
+def open_region(path: Path) -> tuple[Formed, RegionMetadata, str]:
+    """The same with indices that are read from the file whenever they are asked for.
+
+    Raises:
+        RegionError: As for `read_region`; of damaged indices when they are asked for.
+    """
     if not path.is_file():
         raise RegionError(f"{path} is not a file; give a region file that locate wrote.")
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        file: Any = safe_open(path, framework="pt")
+        text = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError) as error:
         raise RegionError(f"{path} cannot be read as a region ({error}); locate it again.") from error
     if text is None:
         raise RegionError(f"{path} is a safetensors file but no region; give a file that locate wrote.")
     metadata, region_id = _parsed(path, text)
     try:
-        return _indices(tensors, metadata), metadata, region_id
+        keys = _keys(file.keys(), metadata)
     except RegionError as error:
         raise RegionError(f"{path} is damaged: {error}") from error
+
+    def read(name: str) -> torch.Tensor:
+        try:
+            return _indices(keys[name], file.get_tensor(keys[name]), metadata.layout[name].numel)
+        except RegionError as error:
+            raise RegionError(f"{path} is damaged: {error}") from error
+        except (SafetensorError, OSError) as error:
+            raise RegionError(f"{path} cannot be read as a region ({error}); locate it again.") from error
+
+    return Formed(keys, read), metadata, region_id
 
 
 def _parsed(path: Path, text: str) -> tuple[RegionMetadata, str]:
@@ -88,33 +110,28 @@ def _parsed(path: Path, text: str) -> tuple[RegionMetadata, str]:
         raise RegionError(f"{path} has metadata that is not JSON ({error}); locate it again.") from error
 
 
-def _indices(tensors: dict[str, torch.Tensor], metadata: RegionMetadata) -> dict[str, torch.Tensor]:
-    """Flat indices per parameter from either form."""
-    indices: dict[str, torch.Tensor] = {}
-    for key in sorted(tensors):
+def _keys(keys: Iterable[str], metadata: RegionMetadata) -> dict[str, str]:
+    """The key of each parameter's tensor, in code-point order of the parameters."""
+    found: dict[str, str] = {}
+    for key in keys:
         form, _, name = key.partition(":")
-        if form not in ("bits", "idx") or name not in metadata.layout or name in indices:
+        if form not in ("bits", "idx") or name not in metadata.layout or name in found:
             raise RegionError(f"the tensor {key!r} does not belong there; locate the region again.")
-        if form == "idx":
-            indices[name] = tensors[key]
-        else:
-            indices[name] = _unpacked(key, tensors[key], metadata.layout[name].numel)
-        if not indices[name].numel():
-            raise RegionError(f"the tensor {key!r} selects nothing; locate the region again.")
+        found[name] = key
+    return {name: found[name] for name in sorted(found)}
+
+
+def _indices(key: str, stored: torch.Tensor, numel: int) -> torch.Tensor:
+    """Flat indices of one parameter from either form."""
+    indices = stored if key.startswith("idx:") else _unpacked(key, stored, numel)
+    if not indices.numel():
+        raise RegionError(f"the tensor {key!r} selects nothing; locate the region again.")
     return indices
-
-
-def _packed(indices: torch.Tensor, numel: int) -> torch.Tensor:
-    """One bit per entry, (k,) integer to (ceil(numel / 64) * 8,) uint8."""
-    mask = np.zeros(numel, np.bool_)
-    mask[indices.numpy()] = True
-    packed = np.packbits(mask, bitorder="little")
-    return torch.from_numpy(np.pad(packed, (0, -packed.size % PADDING)))
 
 
 def _unpacked(key: str, bits: torch.Tensor, numel: int) -> torch.Tensor:
     """Ascending flat indices of the bits that are set."""
-    expected = -(-numel // (8 * PADDING)) * PADDING
+    expected = -(-numel // WORD) * PADDING
     if bits.dtype != torch.uint8 or tuple(bits.shape) != (expected,):
         raise RegionError(f"the tensor {key!r} is not {expected} bytes; locate the region again.")
-    return torch.from_numpy(np.flatnonzero(np.unpackbits(bits.numpy(), bitorder="little")))
+    return torch.from_numpy(unpacked_indices(bits.numpy().view("<u8")))
