@@ -34,8 +34,10 @@ def world(dtype: torch.dtype) -> tuple[LanguageModel, Region]:
 
 
 def train(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Every process on rows of its own."""
     for step in range(STEPS):
-        ids = torch.randint(0, model.config.vocab_size, (4, 48), generator=torch.Generator().manual_seed(step))
+        generator = torch.Generator().manual_seed(100 * step + dist.get_rank())
+        ids = torch.randint(0, model.config.vocab_size, (4, 48), generator=generator)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -86,6 +88,16 @@ def notices_a_change() -> bool:
     return False
 
 
+def trained(*, after_locating: bool) -> LanguageModel:
+    """Trained as anyone would, before or after gradients were exchanged to locate."""
+    lm = sharded(tiny_lm())
+    if after_locating:
+        locate(lm, prompt_set("harmful", REQUESTS, REFUSALS), "gradient")
+    lm.model.requires_grad_(True)
+    train(lm.model, adamw(lm.model))
+    return lm
+
+
 def hardened(folder: Path, dtype: torch.dtype) -> None:
     """One process writes the folder, each the patch that it was given; the weights are the original ones again."""
     JUDGES["opening"] = lambda: OpeningJudge("N")
@@ -115,6 +127,8 @@ def main(folder: Path) -> None:
     save(as_a_trainer_does(folder), folder / "trainer.safetensors")
     for name, dtype in DTYPES.items():
         hardened(folder / f"harden-{name}", dtype)
+    save(trained(after_locating=False), folder / "fresh.safetensors")
+    save(trained(after_locating=True), folder / "located.safetensors")
     assert notices_a_change()
     dist.barrier()
     dist.destroy_process_group()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.torchrun import torchrun
 from tests.tune.sharded_process import DTYPES, world
 from tests.tune.world import region_of, rows_of, run
-from tests.worlds import tiny_lm
+from tests.worlds import same_bits, tiny_lm
 
 torch.set_num_threads(1)
 
@@ -22,6 +22,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("processes")
     torchrun(request.param, "-m", "tests.tune.sharded_process", path)
     return path
+
+
+def test_training_after_locating_averages_gradients_again(folder: Path) -> None:
+    fresh, located = (load_file(folder / f"{name}.safetensors") for name in ("fresh", "located"))
+    assert same_bits(located, fresh)
 
 
 @pytest.mark.usefixtures("judges")

@@ -16,7 +16,7 @@ from ballast.locate.engine import Fold, batched, eligible_parameters, only_train
 from ballast.locate.inputs import Reader
 from ballast.locate.registry import Method, Task
 from ballast.locate.rows import WeightedRow
-from ballast.models.exchange import Exchange, own_of, turns_of
+from ballast.models.exchange import exchanged, own_of, turns_of
 from ballast.progress import track
 from ballast.shards import mesh_of, own_part, summed
 
@@ -54,7 +54,6 @@ class PassesOverProcesses:
         parameters = eligible_parameters(task.lm)
         sums = zeros(parameters)
         batches = batched(rows, task.batch_size if fold == "sum" else 1)
-        exchange = Exchange(task.lm)
 
         def consume(name: str) -> None:
             gradient = parameters[name].grad
@@ -63,7 +62,7 @@ class PassesOverProcesses:
                 own_part(sums[name]).add_(part if fold == "sum" else part.abs())
             parameters[name].grad = None
 
-        with only_trainable(task.lm.model, set(parameters)):
+        with only_trainable(task.lm.model, set(parameters)), exchanged(task.lm) as exchange:
             hooks = [
                 parameter.register_post_accumulate_grad_hook(lambda _, name=name: consume(name))
                 for name, parameter in parameters.items()

@@ -7,7 +7,8 @@ each of them and can add them in the order of the batches, as one process does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -64,18 +65,33 @@ def smallest(lm: LanguageModel, value: int) -> int:
     return int(least)
 
 
+@contextmanager
+def exchanged(lm: LanguageModel) -> Iterator[Exchange]:
+    """Let a sharded model exchange its gradients inside the block, unscaled; behind it they are averaged again."""
+    exchange = Exchange()
+    modules = [module for module in lm.model.modules() if isinstance(module, FSDPModule)]
+
+    def reduce(*, comm: Any, factor: Any, plain_sums: bool) -> None:
+        for module in modules:
+            module.set_custom_reduce_scatter(comm)
+            module.set_gradient_divide_factor(factor)
+            module.set_force_sum_reduction_for_comms(plain_sums)  # together with the factor 1: no scaling
+            module.set_reduce_scatter_unused_params(plain_sums)  # an expert may have no token in one process only
+
+    reduce(comm=exchange, factor=1.0, plain_sums=True)
+    try:
+        yield exchange
+    finally:
+        exchange.ended = True
+        reduce(comm=exchange, factor=None, plain_sums=False)
+
+
 class Exchange:
     """Takes the place of reduce-scatter: a process gets its rows of the gradients of each process, not their sum."""
 
-    def __init__(self, lm: LanguageModel) -> None:
-        """Let the gradients of a sharded model be exchanged this way from now on, unscaled."""
-        comm: Any = self
-        for module in lm.model.modules():
-            if isinstance(module, FSDPModule):
-                module.set_custom_reduce_scatter(comm)
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # together with the factor: no scaling
-                module.set_reduce_scatter_unused_params(True)  # an expert may have no token in one process only
+    def __init__(self) -> None:
+        """Exchange until `ended`."""
+        self.ended = False
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Memory for the gradients of one block."""
@@ -90,6 +106,9 @@ class Exchange:
         async_op: bool = False,
     ) -> None:
         """Exchange the gradients of one block, (processes * n,); FSDP cuts single ones out of the output."""
+        if self.ended:  # FSDP takes no reduce-scatter back
+            dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group)
+            return
         self._received = torch.empty_like(input_tensor).view(group.size(), -1)  # (processes, n)
         dist.all_to_all_single(self._received.view(-1), input_tensor, group=group)
         self._cut_from = output_tensor

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from ballast.errors import NumericalError, PromptError, UsageError
 from ballast.judges import get_judge
 from ballast.locate.engine import only_trainable
 from ballast.models import LanguageModel
-from ballast.models.exchange import Exchange
+from ballast.models.exchange import exchanged
 from ballast.models.sharding import is_sharded
 from ballast.patches import Origin, Patch
 from ballast.progress import track
@@ -125,12 +125,13 @@ def _tune(
     indices, norms = {**region.indices, **beside}, sum(map(len, beside.values()))
     with (
         only_trainable(lm.model, set(indices)),
+        exchanged(lm) if is_sharded(lm) else nullcontext() as exchange,
         SparseAdamW(
             parameters,
             indices,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            exchange=Exchange(lm) if is_sharded(lm) else None,
+            exchange=exchange,
         ) as optimizer,
     ):
         original = optimizer.current()
