@@ -63,7 +63,7 @@ def answer_batch(
     try:
         return _answer(lm, prompts, max_new_tokens, sample_seed)
     except (torch.OutOfMemoryError, MemoryError):
-        if len(prompts) == 1:
+        if len(prompts) == 1 or is_sharded(lm):  # processes that cut their batches apart would wait for each other
             raise
         half = len(prompts) // 2
         seeds = (None, None) if sample_seed is None else (seed_of(sample_seed, "0"), seed_of(sample_seed, "1"))
