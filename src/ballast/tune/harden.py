@@ -23,7 +23,7 @@ from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets
 from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
-from ballast.tune.checks import Check, check, choose, reaches, reason
+from ballast.tune.checks import Check, check, choose, reaches, reason, require_scored
 from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.explosion import highest_loss, require_calm, require_sound
 from ballast.tune.progress_file import Progress
@@ -78,7 +78,7 @@ def harden(
         PromptError: A set is malformed, or training and select prompts overlap.
         NumericalError: The loss is not finite or exploded, and the last good state is kept; or no step lowered attack
             success.
-        UsageError: The untuned model is within the target already.
+        UsageError: The untuned model is within the target already, or no answer of it got a verdict.
         RunError: The folder holds another run or cannot be written.
     """
     folder, chosen = _folder(lm, out), settings or HardenSettings()
@@ -227,6 +227,7 @@ def _train(
 
     if not progress.checks:
         checked(0)
+    require_scored(progress.checks[0])
     for step in track(range(progress.step, settings.steps), "Hardening", progress.step):
         if _stops(progress.checks, settings):
             break
