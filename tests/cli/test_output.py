@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from ballast.cli.output import percent, show, table
+from ballast.cli.output import percent, show, state, table
 from ballast.progress import say, shown_on, track
 
 NAME = "[/x][link=http://a.b]w[/link]:smile:\x1b[31m"
 SHOWN = "[/x][link=http://a.b]w[/link]:smile:\\x1b[31m"
 
 
-def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "json", False)  # whatever an earlier call asked for
     show({}, [table(NAME, ("set", "%"), [(NAME, percent(0.5, 0.25, 0.75))], caption=NAME)], NAME)
     shown = capsys.readouterr().out
     assert shown.count(SHOWN) == 4
