@@ -21,6 +21,15 @@ def test_prompts_are_not_both_tuned_on_and_measured(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_prompts_are_not_both_located_on_and_measured(tmp_path: Path) -> None:
+    """Also where what is tuned on is given, so that the built-in refusals only locate."""
+    checkpoint = make_checkpoint(tmp_path / "tiny")
+    mine = load_prompts(str(make_prompts(tmp_path / "bad.jsonl", "make", 2)))
+    with pytest.raises(PromptError, match=r"prompts are both tuned on and measured \(refusal-"):
+        demo(tmp_path / "out", checkpoint, refusals=mine, harmless=(), safety=("builtin/refusals",))
+    assert not (tmp_path / "out").exists()
+
+
 def test_upper_half_of_the_layers() -> None:
     lm = tiny_lm()
     assert {part.layer for part in lm.parts.eligible()} == {0, 1}

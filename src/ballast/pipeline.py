@@ -45,6 +45,9 @@ def demo(
 ) -> Path:
     """Take a model through the main job; every step that an earlier call finished is left as it is.
 
+    The region is located on built-in refusals, and the same refusals are the default that it is then tuned on, against
+    the rule to keep the two apart: the built-in set is too small to set some aside. Neither holds what is measured on.
+
     Args:
         out: Folder of the run.
         model: As for `open_model`.
@@ -53,7 +56,7 @@ def demo(
         refusals: As for `harden`.
         harmless: As for `harden`.
         settings: How to harden.
-        safety: Harmful prompts to measure on; none of them may be used in tuning.
+        safety: Harmful prompts to measure on; none of them may be used in locating or tuning.
         overrefusal: Harmless prompts to measure on.
         utility: Sets with responses or choices to measure on.
         seed: Of everything random.
@@ -69,8 +72,8 @@ def demo(
     lm = open_model(model)
     sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
     training = {prompts.name: prompts for prompts in (*as_prompt_sets(refusals), *as_prompt_sets(harmless))}
-    require_disjoint(training.values(), sets.values())
     locating = load_prompts(LOCATING, limit=LOCATING_LIMIT, seed=seed)
+    require_disjoint(({locating.name: locating} | training).values(), sets.values())
     run = RunDirectory.open(
         folder,
         "demo",
@@ -128,6 +131,10 @@ def finetune_and_measure(
     safety: Sequence[str] = SAFETY,
     overrefusal: Sequence[str] = OVER_REFUSAL,
     utility: Sequence[str] = UTILITY,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Path:
     """Fine-tune with a protected region, and measure safety before and after; finished steps are left as they are.
 
@@ -144,6 +151,10 @@ def finetune_and_measure(
         safety: As for `demo`.
         overrefusal: As for `demo`.
         utility: As for `demo`.
+        dtype: As for `open_model`; a patch is applied in the dtype it was made in.
+        revision: As for `open_model`.
+        trust_remote_code: As for `open_model`.
+        allow_pickle: As for `open_model`.
 
     Returns:
         The report, one HTML file.
@@ -155,7 +166,8 @@ def finetune_and_measure(
     sets = {spec: load_prompts(spec) for spec in (*safety, *overrefusal, *utility)}
     tuned_on = {one.name: one for one in (rows, *safety_data(chosen))}
     require_disjoint(tuned_on.values(), sets.values())
-    lm = open_model(model)
+    opened = partial(open_model, dtype=dtype, trust_remote_code=trust_remote_code)
+    lm = opened(model, revision=revision, allow_pickle=allow_pickle)
     shapes = {name: value.shape for name, value in lm.model.named_parameters()}
     for region in filter(None, (protect, anchor)):
         region.check_model(lm.fingerprints(), shapes)
@@ -187,7 +199,7 @@ def finetune_and_measure(
     del lm
     if not run.is_done("measure after"):
         with run.step("measure after"):
-            measured(open_model(folder / "finetune" / "model"), out=folder / "after")
+            measured(opened(folder / "finetune" / "model"), out=folder / "after")
     if not run.is_done("compare"):
         with run.step("compare"):
             compare(folder / "before", folder / "after", out=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 _console: ContextVar[Console | None] = ContextVar("console", default=None)
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a line
 
 
 @contextmanager
@@ -24,10 +26,15 @@ def shown_on(console: Console) -> Iterator[None]:
         _console.reset(token)
 
 
+def printable(text: str) -> str:
+    """The text with control characters written out: a name from a file must not steer the terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def say(text: str) -> None:
     """Say one line on standard error, beside the bars."""
     console = _console.get() or Console(stderr=True)
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def track(items: Sequence[Item], description: str, done: int = 0) -> Iterator[Item]:
@@ -42,9 +49,9 @@ def track(items: Sequence[Item], description: str, done: int = 0) -> Iterator[It
     if console is None:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=False) as bar:
-        task = bar.add_task(description, total=done + len(items), completed=done)
+        task = bar.add_task(printable(description), total=done + len(items), completed=done)
         for item in items:
             yield item
             bar.advance(task)

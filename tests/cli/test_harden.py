@@ -70,6 +70,8 @@ def test_objective_and_variant(call: list[str], tmp_path: Path, capsys: pytest.C
         return capsys.readouterr().err
 
     assert "fixes learning_rate at 3e-05" in fails(*call, "--variant", "reference_code", "--out", tmp_path / "a")
+    default = [*call[:-4], *call[-2:], "--learning-rate", "0.001"]  # given, so not to be replaced in silence
+    assert "at 3e-05, so 0.001" in fails(*default, "--variant", "reference_code", "--out", tmp_path / "a")
     assert "cross_entropy" in fails(*call, "--objective", "other", "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     fails(*call, "--objective", "preference", "--steps", "1", "--out", tmp_path / "b")  # one step teaches nothing

@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from ballast import Patch, open_model
+from ballast import Patch, open_model, pipeline
 from ballast.cli import main
 from ballast.patches import Origin
 from tests.cli.test_commands import checkpoint, printed, value, weights
-from tests.e2e.world import make_checkpoint
+from tests.e2e.world import make_checkpoint, make_prompts
 
 __all__ = ["checkpoint"]  # a fixture
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 
 
-def make_patch(base: Path, path: Path, moved: dict[int, float]) -> Path:
+def make_patch(base: Path, path: Path, moved: dict[int, float], dtype: str = "auto") -> Path:
     """A patch file that adds the given numbers to entries of one tensor."""
-    lm = open_model(base, device="cpu")
+    lm = open_model(base, dtype=dtype, device="cpu")
     flat = lm.model.get_parameter(NAME).detach().view(-1)
     previous = flat[list(moved)].clone()
     values = previous + previous.new_tensor(list(moved.values()))
@@ -81,6 +82,38 @@ class TestStack:
         patches[1].write_bytes(patches[1].read_bytes()[:-1])
         assert "is damaged" in refused(capsys, "patch", "stack", checkpoint, *patches, *options)
         assert not out.exists()
+
+
+class TestDtype:
+    """A patch says in which dtype it applies; every command that applies one can open the model in it."""
+
+    def test_of_the_patch(self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        first, second = (
+            make_patch(checkpoint, tmp_path / f"{entry}.safetensors", {entry: 1.0}, "bfloat16") for entry in (3, 4)
+        )
+        call = ["patch", "apply", checkpoint, first, "--out", tmp_path / "applied"]
+        assert "in that dtype" in refused(capsys, *call)
+        assert not (tmp_path / "applied").exists()
+        dtype = ("--dtype", "bfloat16")
+        value(capsys, *call, *dtype)
+        value(capsys, "patch", "revert", tmp_path / "applied", first, "--out", tmp_path / "reverted", *dtype)
+        value(capsys, "patch", "stack", checkpoint, first, second, "--out", tmp_path / "both.safetensors", *dtype)
+        value(capsys, "patch", "export-adapter", checkpoint, first, "--out", tmp_path / "adapter", *dtype)
+        original = open_model(checkpoint, dtype="bfloat16", device="cpu").fingerprints()
+        assert open_model(tmp_path / "reverted", device="cpu").fingerprints() == original
+        assert open_model(tmp_path / "applied", device="cpu").fingerprints() != original
+
+    def test_of_the_patch_in_fine_tuning(
+        self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("measure", "compare", "write_report"):  # they take long, and the dtype is settled before
+            monkeypatch.setattr(pipeline, name, lambda *_, **__: None)
+        patch = make_patch(checkpoint, tmp_path / "patch.safetensors", {3: 1.0}, "bfloat16")
+        rows = make_prompts(tmp_path / "rows.jsonl", "say", 2, response="Yes.")
+        call = ["finetune", checkpoint, "--data", rows, "--unprotected", "--steps", "1", "--patch", patch]
+        assert "in that dtype" in refused(capsys, *call, "--out", tmp_path / "out")
+        found = value(capsys, *call, "--out", tmp_path / "out", "--dtype", "bfloat16")
+        assert open_model(found["checkpoint"], device="cpu").model.dtype == torch.bfloat16
 
 
 class TestExportAdapter:

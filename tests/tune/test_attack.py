@@ -168,3 +168,13 @@ class TestBadInput:
     def test_settings(self, setting: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             AttackSettings(**setting)
+
+
+def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+    """They would write to one file of verdicts."""
+    other = prompt_set("good", ["good: rye"])
+    with pytest.raises(UsageError, match="The prompt set good is given twice"):
+        fine_tuning_attack(
+            tiny_lm(), ROWS, safety=HARMFUL, overrefusal=[HARMLESS, other], settings=SETTINGS, out=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()

@@ -48,6 +48,12 @@ class TestChoose:
         assert "smallest rise, 10.0%" in reason(rows[2], rows, 0.05)
         assert reason(rows[2], rows, 0.1).startswith("lowest attack success")
 
+    @pytest.mark.parametrize("counts", [(0, 10), (10, 0)])
+    def test_a_check_without_a_verdict_is_never_chosen(self, counts: tuple[int, int]) -> None:
+        rows = [self.row(0, 0.9, 0.1), self.row(10, 0.5, 0.1), Check(20, 0.0, 0.0, *counts)]
+        assert choose(rows, 0.05).step == 10
+        assert choose([rows[0], rows[2]], 0.05).step == 0
+
     @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8), st.integers(0, 9))
     def test_a_step_that_was_not_kept_is_never_chosen_later(self, rates: list[tuple[int, int]], budget: int) -> None:
         """Weights are kept when a check is chosen: what is chosen at the end must have been chosen at its time."""

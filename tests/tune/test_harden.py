@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ballast.errors import NumericalError, PromptError, RegionError, RunError
+from ballast.errors import NumericalError, PromptError, RegionError, RunError, UsageError
+from ballast.judges import JUDGES
 from ballast.models.fingerprint import fingerprints
 from ballast.prompts import PromptSet
 from ballast.runs import JsonLines, RunDirectory, read_json
@@ -31,7 +32,7 @@ from tests.tune.world import (
     steps_taken,
     stop_at,
 )
-from tests.worlds import OpeningJudge, prompt_set, tiny_lm
+from tests.worlds import OpeningJudge, TableJudge, prompt_set, tiny_lm
 
 torch.set_num_threads(1)
 
@@ -233,12 +234,23 @@ class TestRefused:
         with pytest.raises(RunError, match=r"other settings \(region"):
             run(tiny_lm(), tmp_path, region_of().sample_like(seed=0))
 
-    @pytest.mark.parametrize("judge", ["complied", "unscored"])
-    def test_no_step_is_better(self, judge: str, tmp_path: Path) -> None:
+    def test_no_step_is_better(self, tmp_path: Path) -> None:
         lm = tiny_lm()
         before = fingerprints(lm.model)
         with pytest.raises(NumericalError, match="No step lowered attack success on the select prompts"):
-            run(lm, tmp_path, judge=judge)
+            run(lm, tmp_path, judge="complied")
         assert fingerprints(lm.model) == before
         assert not (tmp_path / "harden.json").exists()
         assert RunDirectory.state_of(tmp_path) == "running"
+
+    @pytest.mark.parametrize("axis", ["harmful", "harmless"])
+    def test_no_answer_with_a_verdict(self, axis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A rate over no answers is no rate: nothing is tuned by it."""
+        named = SELECT_HARMFUL if axis == "harmful" else SELECT_HARMLESS
+        table = {row.prompt: "c" for row in (*SELECT_HARMFUL, *SELECT_HARMLESS)} | {row.prompt: "u" for row in named}
+        monkeypatch.setitem(JUDGES, "table", lambda: TableJudge(table))
+        done = steps_taken(monkeypatch)
+        for _ in range(2):
+            with pytest.raises(UsageError, match=f"No answer to the {axis} select prompts got a verdict"):
+                run(tiny_lm(), tmp_path, judge="table")
+        assert done == []

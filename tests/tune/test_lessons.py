@@ -109,6 +109,12 @@ class TestClosing:
             "bad-1"
         ]
 
+    def test_a_blank_response_is_none(self) -> None:
+        """It would teach that a turn ends at once."""
+        blank = [prompt_set("bad", ["a", "b", "c"], ["", " \n", "No."])]
+        assert [row.id for row in closing_lessons(tiny_lm(), blank)] == ["bad-2"]
+        assert [row.response for row in blank[0]] == [None, None, "No."]
+
     def test_a_format_without_an_end(self) -> None:
         """Where nothing closes an answer there is nothing to learn; the last letter is not taken for an end."""
         lm = tiny_lm()

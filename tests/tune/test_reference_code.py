@@ -49,6 +49,15 @@ class TestSettings:
             HardenSettings(variant="reference_code", objective="preference")
         assert dataclasses.replace(SETTINGS, steps=7).steps == 7
 
+    def test_a_given_default_is_told_from_none_given(self) -> None:
+        for name in ("learning_rate", "help_weight"):
+            default = getattr(HardenSettings, name)
+            with pytest.raises(UsageError, match=f"fixes {name} at .*, so {default} cannot be used; leave it out"):
+                HardenSettings.of_given(variant="reference_code", **{name: default})
+        given = HardenSettings.of_given(variant="reference_code", learning_rate=3e-5, help_weight=None, steps=100)
+        assert given == SETTINGS
+        assert HardenSettings.of_given(learning_rate=None, help_weight=12.0) == HardenSettings(help_weight=12.0)
+
     def test_unknown_names(self) -> None:
         unknown: Any = "theirs"
         with pytest.raises(UsageError, match="There is no variant 'theirs'; use ours or reference_code"):

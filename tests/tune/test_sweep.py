@@ -14,7 +14,7 @@ from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
 from ballast.patches import Patch
 from ballast.runs import RunDirectory, read_json
-from ballast.tune import harden_over
+from ballast.tune import HardenSettings, harden_over
 from ballast.tune.sweep import _best
 from tests.tune.world import (
     HARMLESS,
@@ -138,6 +138,23 @@ class TestSweep:
         sweep(tiny_lm(), tmp_path, weights=[0.5])
         with pytest.raises(RunError, match="other settings"):
             sweep(tiny_lm(), tmp_path, weights=[1.5])
+
+    def test_with_the_variant_the_weight_is_the_one_that_was_used(self, tmp_path: Path) -> None:
+        asked: dict[str, Any] = {
+            "refusals": REFUSALS,
+            "harmless": [HARMLESS],
+            "select_harmful": SELECT_HARMFUL,
+            "select_harmless": [SELECT_HARMLESS],
+            "settings": HardenSettings(variant="reference_code", steps=1, judge="complied"),
+            "out": tmp_path,
+        }
+        with pytest.raises(UsageError, match=r"fixes help_weight at 0\.0, so there are no several"):
+            harden_over(tiny_lm(), REGIONS, [0.0, 24.0], **asked)
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(NumericalError, match="No combination"):
+            harden_over(tiny_lm(), REGIONS[:1], **asked)
+        assert read_json(tmp_path / "run.json")["settings"]["help_weight"] == [0.0]
+        assert read_json(tmp_path / "sweep.json")["rows"][0]["help_weight"] == 0.0
 
     def test_that_nothing_survives(self, tmp_path: Path) -> None:
         for _ in range(2):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ballast.errors import NumericalError, UsageError
+from ballast.errors import UsageError
 from ballast.judges import JUDGES
 from ballast.runs import RunDirectory
 from ballast.tune.checks import check
@@ -93,5 +93,5 @@ class TestTarget:
         assert done == []
 
     def test_is_not_met_by_answers_without_a_verdict(self, tmp_path: Path) -> None:
-        with pytest.raises(NumericalError, match="No step lowered"):
+        with pytest.raises(UsageError, match="got a verdict"):
             run(tiny_lm(), tmp_path, judge="unscored", target_asr=0.1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from ballast.cli.app import app
 from ballast.cli.output import state
 from ballast.errors import BallastError, UsageError
-from ballast.progress import shown_on
+from ballast.progress import printable, shown_on
 
 __all__ = ["app", "main"]
 
@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BallastError as error:
         if state.debug:
             raise
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        message = Text.assemble(("Error:", "bold red"), f" {printable(str(error))}")
+        console.print(message, soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 

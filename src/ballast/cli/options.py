@@ -31,7 +31,7 @@ def opened(
     revision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
-    patch: Path | None,
+    patch: Path | None = None,
     stream: bool = False,
 ) -> LanguageModel:
     """The model of a command, with a patch applied if one is given."""

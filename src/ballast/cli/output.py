@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ballast.evaluate import Comparison, Summary
+from ballast.progress import printable
 
 
 @dataclass
@@ -30,7 +31,11 @@ class State:
 
 state = State()
 AXES = {"safety": "Attack success", "over_refusal": "Over-refusal"}
-console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
+console = Console(
+    width=None if sys.stdout.isatty() else 160,  # a file or a pipe has no width of its own
+    markup=False,  # names come from files, and a bracket or a colon in them is just that
+    emoji=False,
+)
 GAP = " " if console.width >= 120 else "\n"  # between a number and its interval
 
 
@@ -42,7 +47,7 @@ def show(value: Any, tables: Sequence[Table] = (), text: str = "") -> None:
     for table in tables:
         console.print(table)
     if text:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(text), highlight=False, soft_wrap=True)
 
 
 def table(
@@ -50,7 +55,12 @@ def table(
 ) -> Table:
     """A table whose first columns, `words` of them, are text and whose others are numbers."""
     made = Table(
-        title=title, caption=caption, caption_justify="left", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        title=printable(title),
+        caption=printable(caption),
+        caption_justify="left",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     for number, column in enumerate(columns):
         if number < words:
@@ -58,7 +68,7 @@ def table(
         else:
             made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
 
 
@@ -67,12 +77,12 @@ def percent(value: float | None, low: float | None = None, high: float | None = 
     if value is None:
         return "-"
     text = f"{100 * value:{sign}.1f}"
-    return text if low is None or high is None else f"{text}{GAP}\\[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return text if low is None or high is None else f"{text}{GAP}[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def interval(low: float | None, high: float | None) -> str:
     """An interval of a number that is not a share."""
-    return "-" if low is None or high is None else f"\\[{low:.4f}, {high:.4f}]"
+    return "-" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
 
 
 def summary_tables(summary: Summary) -> list[Table]:

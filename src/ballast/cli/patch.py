@@ -10,10 +10,9 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
-from ballast.cli.options import Model
+from ballast.cli.options import Dtype, Model, Pickle, RemoteCode, Revision, opened
 from ballast.cli.output import show, table
 from ballast.errors import PatchError
-from ballast.models import open_model
 from ballast.patches import Patch, export, export_adapter, stack
 from ballast.patches.stack import OnConflict
 from ballast.report import patch_card
@@ -68,10 +67,14 @@ def stack_(
     on_conflict: Annotated[
         str, typer.Option(help="For weights set to different values: error, last or sum (of the changes).")
     ] = "error",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
 ) -> None:
     """One patch with the effect of several on their common base."""
     refuse_existing(out)
-    lm = open_model(model)
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
     made = stack([Patch.load(path) for path in patches], lm.model, on_conflict=cast("OnConflict", on_conflict))
     made.patch.save(out)
     conflicts = {name: dataclasses.asdict(conflict) for name, conflict in made.conflicts.items()}
@@ -84,16 +87,33 @@ def stack_(
 
 
 @patch_app.command("apply")
-def apply_(model: Model, patch: PatchPath, out: Folder) -> None:
+def apply_(
+    model: Model,
+    patch: PatchPath,
+    out: Folder,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
+) -> None:
     """Write a plain checkpoint with the patch applied, which any library opens."""
-    folder = export(open_model(model), Patch.load(patch), out)
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
+    folder = export(lm, Patch.load(patch), out)
     show({"checkpoint": str(folder)}, (), f"Checkpoint: {folder}")
 
 
 @patch_app.command()
-def revert(model: Model, patch: PatchPath, out: Folder) -> None:
+def revert(
+    model: Model,
+    patch: PatchPath,
+    out: Folder,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
+) -> None:
     """Write a plain checkpoint with the patch taken back, bit for bit the original weights."""
-    lm = open_model(model)
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
     Patch.load(patch).revert(lm.model)
     folder = export(lm, None, out)
     show({"checkpoint": str(folder)}, (), f"Checkpoint: {folder}")
@@ -101,10 +121,17 @@ def revert(model: Model, patch: PatchPath, out: Folder) -> None:
 
 @patch_app.command("export-adapter")
 def export_adapter_(
-    model: Model, patch: PatchPath, out: Annotated[Path, typer.Option(help="New folder for the adapter.")]
+    model: Model,
+    patch: PatchPath,
+    out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
 ) -> None:
     """Write a patch of linear layers as a SHiRA adapter, which PEFT opens."""
-    found = export_adapter(open_model(model), Patch.load(patch), out)
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
+    found = export_adapter(lm, Patch.load(patch), out)
     show(
         {"adapter": str(out), **dataclasses.asdict(found)},
         (),

@@ -34,7 +34,9 @@ def harden(
     select_harmful: Annotated[str, typer.Option(help="Harmful prompts on which the step is chosen.")] = SELECT_HARMFUL,
     select_harmless: Annotated[list[str] | None, typer.Option(help="Harmless prompts for the same; repeat.")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = HardenSettings.steps,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = HardenSettings.learning_rate,
+    learning_rate: Annotated[
+        float | None, typer.Option(help=f"Peak rate of AdamW, {HardenSettings.learning_rate:g} if not given.")
+    ] = None,
     help_weight: Annotated[
         list[float] | None, typer.Option(help="Weight of staying close, 24 if not given; several to choose among.")
     ] = None,
@@ -57,17 +59,17 @@ def harden(
     allow_pickle: Pickle = False,
 ) -> None:
     """Teach refusal by tuning only the weights of a region; writes patch.safetensors."""
-    weights = help_weight or [HardenSettings.help_weight]
-    settings = HardenSettings(
+    settings = HardenSettings.of_given(
         steps=steps,
         learning_rate=learning_rate,
-        help_weight=weights[0],
+        help_weight=help_weight[0] if help_weight else None,
         max_over_refusal_rise=max_over_refusal_rise,
         target_asr=target_asr,
         objective=objective,
         variant=variant,
         seed=seed,
     )
+    weights = help_weight or [settings.help_weight]
     lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
     regions = [Region.load(path) for path in region]
     prompts: dict[str, Any] = {
@@ -144,6 +146,10 @@ def finetune(
     overrefusal: Annotated[list[str] | None, typer.Option(help="Harmless prompts to measure on; repeat.")] = None,
     utility: Annotated[list[str] | None, typer.Option(help="Responses or choices to measure on; repeat.")] = None,
     seed: Seed = 0,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
 ) -> None:
     """Fine-tune on your own data while a region keeps its bits; safety is measured before and after."""
     if (protect is None) != unprotected:
@@ -174,6 +180,10 @@ def finetune(
         safety=safety or SAFETY,
         overrefusal=overrefusal or OVER_REFUSAL,
         utility=utility or UTILITY,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
     checkpoint = out / "finetune" / "model"
     whole = Region.load(out / "finetune" / "protected.safetensors") if drifting else region

@@ -48,12 +48,13 @@ def generate(
         lm: The model.
         prompts: The requests.
         max_new_tokens: Tokens after which an answer is cut.
-        batch_size: Prompts per batch; found from the free memory if None, and halved when memory runs out.
+        batch_size: Prompts per batch; found from the machine's memory if None, and halved when memory runs out.
         system: System message; None leaves that to the template.
         out: JSON lines file; rows that it holds already are not generated again.
 
     Raises:
         PromptError: A prompt with room for its answer is longer than the context; its id is named.
+        UsageError: A single prompt does not fit into memory.
         RunError: `out` cannot be read or written.
     """
     rendered = {prompt.id: render(lm.tokenizer, prompt.prompt, system=system) for prompt in prompts}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ballast.errors import NumericalError
+from ballast.errors import NumericalError, UsageError
 from ballast.evaluate.pairing import UtilityRow
 from ballast.evaluate.summary import parse_record
 from ballast.models import LanguageModel
 from ballast.models.likelihood import response_log_probabilities
+from ballast.models.memory import memory_errors
 from ballast.progress import track
 from ballast.prompts.batches import collate
 from ballast.prompts.chat import Rendered
@@ -37,13 +38,17 @@ def answer_log_probabilities(lm: LanguageModel, rows: Sequence[Rendered]) -> lis
     """
     batch = collate(rows, lm.pad_id).to(lm.device)
     try:
-        found = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
-    except (torch.OutOfMemoryError, MemoryError):
+        with memory_errors():
+            found = response_log_probabilities(lm.model, batch.input_ids, batch.attention_mask, batch.response_mask)
+        return list(found.cpu().split([len(row.ids) - row.prompt_length for row in rows]))
+    except MemoryError as error:
         if len(rows) == 1:
-            raise
-        half = len(rows) // 2
-        return answer_log_probabilities(lm, rows[:half]) + answer_log_probabilities(lm, rows[half:])
-    return list(found.cpu().split([len(row.ids) - row.prompt_length for row in rows]))
+            raise UsageError(
+                f"A prompt with its answer, {len(rows[0].ids)} tokens, does not fit into memory; leave it out or use a "
+                "larger machine."
+            ) from error
+    half = len(rows) // 2
+    return answer_log_probabilities(lm, rows[:half]) + answer_log_probabilities(lm, rows[half:])
 
 
 def scored(

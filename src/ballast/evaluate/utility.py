@@ -163,7 +163,7 @@ def utility_result(prompts: PromptSet, kind: Kind, rows: Sequence[UtilityRow]) -
 
 
 def _response(prompt: Prompt) -> str:
-    if prompt.response is None or not prompt.response.strip():
+    if prompt.response is None:
         raise PromptError(
             f"Prompt {prompt.id!r} has neither a response nor choices; "
             "measure utility on a set in which every prompt has one or the other."

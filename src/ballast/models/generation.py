@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from ballast.errors import UsageError
 from ballast.models.exchange import smallest
 from ballast.models.fingerprint import seed_of
 from ballast.models.language_model import LanguageModel
+from ballast.models.memory import memory_errors
 from ballast.models.sharding import is_sharded
 from ballast.models.streaming import require_in_memory
 
 LARGEST_BATCH = 64
-MEMORY_SHARE = 0.25  # of the free memory, for the key-value cache and the logits of one batch
+MEMORY_SHARE = 0.25  # of all memory, for the key-value cache and the logits of one batch
 
 
 class Answer(NamedTuple):
@@ -33,17 +35,21 @@ class Answer(NamedTuple):
 
 
 def fitting_batch_size(lm: LanguageModel, tokens: int) -> int:
-    """A power of two, at most 64: how many rows of `tokens` tokens fit into a quarter of the free memory."""
+    """A power of two, at most 64: how many rows of `tokens` tokens fit into a quarter of all memory.
+
+    All of the device's, not the free part, which changes from call to call: a run that was interrupted must use the
+    same batches. `answer_batch` halves those that do not fit beside the weights.
+    """
     config = lm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * heads * head_dim * tokens * lm.model.dtype.itemsize
     per_row = cache + 3 * 4 * config.vocab_size
     if lm.device.type == "cuda":
-        free = torch.cuda.mem_get_info(lm.device)[0]
+        memory = torch.cuda.get_device_properties(lm.device).total_memory
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fitting = max(1, int(MEMORY_SHARE * free / per_row))
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fitting = max(1, int(MEMORY_SHARE * memory / per_row))
     return smallest(lm, min(LARGEST_BATCH, 1 << (fitting.bit_length() - 1)))
 
 
@@ -58,18 +64,29 @@ def answer_batch(
         prompts: Token ids of each rendered prompt.
         max_new_tokens: Tokens after which an answer is cut.
         sample_seed: None for greedy answers; else answers are drawn from exactly the model's distribution.
+
+    Raises:
+        UsageError: A single prompt does not fit into memory.
     """
     require_in_memory(lm.model.parameters())  # else every token would read the whole model
     try:
-        return _answer(lm, prompts, max_new_tokens, sample_seed)
-    except (torch.OutOfMemoryError, MemoryError):
-        if len(prompts) == 1 or is_sharded(lm):  # processes that cut their batches apart would wait for each other
-            raise
-        half = len(prompts) // 2
-        seeds = (None, None) if sample_seed is None else (seed_of(sample_seed, "0"), seed_of(sample_seed, "1"))
-        return answer_batch(lm, prompts[:half], max_new_tokens, seeds[0]) + answer_batch(
-            lm, prompts[half:], max_new_tokens, seeds[1]
-        )
+        with memory_errors():
+            return _answer(lm, prompts, max_new_tokens, sample_seed)
+    except MemoryError as error:
+        if is_sharded(lm):  # processes that cut their batches apart would wait for each other
+            raise UsageError(
+                f"Memory ran out with {len(prompts)} prompts at once; use smaller batches or more processes."
+            ) from error
+        if len(prompts) == 1:
+            raise UsageError(
+                f"A prompt of {len(prompts[0])} tokens and its answer of up to {max_new_tokens} do not fit into "
+                "memory; leave the prompt out, allow fewer tokens or use a larger machine."
+            ) from error
+    half = len(prompts) // 2
+    seeds = (None, None) if sample_seed is None else (seed_of(sample_seed, "0"), seed_of(sample_seed, "1"))
+    return answer_batch(lm, prompts[:half], max_new_tokens, seeds[0]) + answer_batch(
+        lm, prompts[half:], max_new_tokens, seeds[1]
+    )
 
 
 def _answer(

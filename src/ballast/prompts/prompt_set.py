@@ -20,7 +20,7 @@ class Prompt(BaseModel):
         id: Distinct within a set.
         prompt: What the user asks.
         category: A topic or kind of harm.
-        response: The reference answer; for a multiple-choice question the right choice.
+        response: The reference answer, a blank one being none; for a multiple-choice question the right choice.
         source: Where the row comes from.
         split: `tune`, `select` or `test`.
         pair: The number that a harmful prompt and its harmless twin share.
@@ -37,6 +37,11 @@ class Prompt(BaseModel):
     split: str | None = None
     pair: int | None = None
     choices: tuple[str, ...] | None = Field(default=None, min_length=2)
+
+    @field_validator("response")
+    @classmethod
+    def _a_blank_response_is_none(cls, response: str | None) -> str | None:
+        return response if response and response.strip() else None
 
     @field_validator("choices")
     @classmethod

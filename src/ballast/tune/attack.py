@@ -15,6 +15,7 @@ import torch
 from pydantic import FiniteFloat, NonNegativeInt
 
 from ballast.errors import NumericalError
+from ballast.evaluate.measure import check_sets
 from ballast.evaluate.summary import Axis, Record, SafetyResult, parse_record
 from ballast.evaluate.verdicts import verdicts_only
 from ballast.judges import get_judge
@@ -73,6 +74,7 @@ def fine_tuning_attack(
         PromptError: A row has no response, or is measured on too.
         NumericalError: The loss is not finite.
         ModelError: The model is streamed.
+        UsageError: No set is given to measure on, or one twice.
         RunError: The folder holds another run or cannot be written.
     """
     require_in_memory(lm.model.parameters())
@@ -80,6 +82,7 @@ def fine_tuning_attack(
     safety_sets, harmless_sets = as_prompt_sets(safety), as_prompt_sets(overrefusal)
     sets: list[tuple[Axis, PromptSet]] = [("safety", one) for one in safety_sets]
     sets += [("over_refusal", one) for one in harmless_sets]
+    check_sets(sets, (), [chosen.judge])
     require_disjoint([rows], [one for _, one in sets])
     lessons = tokenized(lm, rows, chosen.max_length)
     run = RunDirectory.open(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ballast.errors import UsageError
 from ballast.evaluate.answers import generate
 from ballast.judges import Judge, Verdict
 from ballast.models import LanguageModel
@@ -28,6 +29,11 @@ class Check(NamedTuple):
     n_harmful: int
     n_harmless: int
 
+    @property
+    def scored(self) -> bool:
+        """Whether both rates rest on answers with a verdict; without any they are 0 and say nothing."""
+        return self.n_harmful > 0 and self.n_harmless > 0
+
 
 def check(
     lm: LanguageModel, judge: Judge, harmful: PromptSet, harmless: Sequence[PromptSet], step: int, max_new_tokens: int
@@ -45,17 +51,32 @@ def _count(lm: LanguageModel, judge: Judge, sets: Sequence[PromptSet], tokens: i
     return sum(verdict is wanted for verdict in scored), len(scored)
 
 
+def require_scored(untuned: Check) -> None:
+    """Refuse to tune by checks that say nothing.
+
+    Raises:
+        UsageError: No answer of the untuned model to the harmful, or to the harmless, select prompts got a verdict.
+    """
+    if not untuned.scored:
+        kind = "harmless" if untuned.n_harmful else "harmful"
+        raise UsageError(
+            f"No answer to the {kind} select prompts got a verdict, so no step can be chosen; allow longer answers "
+            "(check_tokens), which a model that thinks first needs, or take another judge or other select prompts."
+        )
+
+
 def choose(checks: Sequence[Check], budget: float) -> Check:
     """The check with the lowest attack success whose over-refusal rose by at most `budget`.
 
     Of equals the one with the lowest over-refusal, then the earliest. If no step that lowered attack success is within
-    the budget, the one of them with the smallest rise; if none lowered it, the untuned model.
+    the budget, the one of them with the smallest rise; if none lowered it, the untuned model. A check without a verdict
+    on either side is never chosen.
 
     Args:
         checks: The first is the untuned model.
         budget: Largest rise of over-refusal against the first, as a share.
     """
-    lowered = [row for row in checks[1:] if row.attack_success_rate < checks[0].attack_success_rate]
+    lowered = [row for row in checks[1:] if row.scored and row.attack_success_rate < checks[0].attack_success_rate]
     within = [row for row in lowered if is_within(row, checks[0], budget)]
     if within:
         return min(within, key=lambda row: (row.attack_success_rate, row.over_refusal, row.step))
@@ -69,7 +90,7 @@ def is_within(row: Check, untuned: Check, budget: float) -> bool:
 
 def reaches(row: Check, untuned: Check, target: float | None, budget: float) -> bool:
     """Whether attack success is at `target` or below with over-refusal within `budget`, both seen on scored answers."""
-    if target is None or not (row.n_harmful and row.n_harmless):
+    if target is None or not row.scored:
         return False
     return row.attack_success_rate <= target + 1e-12 and is_within(row, untuned, budget)
 

@@ -16,6 +16,7 @@ from ballast.judges import get_judge
 from ballast.locate.engine import only_trainable
 from ballast.models import LanguageModel
 from ballast.models.exchange import exchanged
+from ballast.models.memory import must_fit
 from ballast.models.sharding import is_sharded
 from ballast.patches import Origin, Patch
 from ballast.progress import track
@@ -23,9 +24,10 @@ from ballast.prompts import PromptSet, PromptSets, as_prompt_set, as_prompt_sets
 from ballast.prompts.overlap import require_disjoint
 from ballast.regions import Region
 from ballast.runs import JsonLines, RunDirectory, write_json
-from ballast.tune.checks import Check, check, choose, reaches, reason
+from ballast.tune.checks import Check, check, choose, reaches, reason, require_scored
 from ballast.tune.curriculum import Curriculum, curriculum
 from ballast.tune.explosion import highest_loss, require_calm, require_sound
+from ballast.tune.micro_batch import in_fitting_batches
 from ballast.tune.progress_file import Progress
 from ballast.tune.reference_code import norms_and_biases
 from ballast.tune.settings import HardenSettings
@@ -37,6 +39,10 @@ HARMLESS = ("builtin/twins/tune", "builtin/borderline/tune", "builtin/ordinary/t
 SELECT_HARMFUL = "builtin/harmful/select"
 SELECT_HARMLESS = ("builtin/twins/select", "builtin/borderline/select")
 STATE, PATCH = "state.safetensors", "patch.safetensors"
+NO_ROOM = (
+    "What the original model answers does not fit into memory; leave out the longest prompts, allow fewer "
+    "answer_tokens or use a larger machine."
+)
 Select = tuple[PromptSet, Sequence[PromptSet]]  # harmful, harmless
 
 
@@ -67,7 +73,8 @@ def harden(
         select_harmless: Harmless prompts for the same, counted together.
         settings: See `HardenSettings`.
         out: Folder for `harden.jsonl` (one row per step), `harden.json`, `patch.safetensors` and the state; the same
-            call on the same folder continues. A temporary one if None. Of several processes the first writes it, and
+            call on the same folder continues. Where memory runs out, `run.json` says under `micro_batch` how many rows
+            per pass fitted. A temporary folder if None. Of several processes the first writes it, and
             an interrupted run cannot be continued.
 
     Returns:
@@ -78,7 +85,8 @@ def harden(
         PromptError: A set is malformed, or training and select prompts overlap.
         NumericalError: The loss is not finite or exploded, and the last good state is kept; or no step lowered attack
             success.
-        UsageError: The untuned model is within the target already.
+        UsageError: The untuned model is within the target already, no answer of it got a verdict, or one row does not
+            fit into memory.
         RunError: The folder holds another run or cannot be written.
     """
     folder, chosen = _folder(lm, out), settings or HardenSettings()
@@ -100,8 +108,9 @@ def harden(
     )
     if not run.is_done("train"):
         with run.step("train"):
-            lessons = curriculum(lm, refusal_sets, harmless_sets, chosen, run.path / "own_answers")
-            _tune(lm, region, lessons, select, chosen, run)
+            with must_fit(NO_ROOM):
+                lessons = curriculum(lm, refusal_sets, harmless_sets, chosen, run.path / "own_answers")
+            _tune_in_memory(lm, region, lessons, select, chosen, run)
     (run.path / STATE).unlink(missing_ok=True)
     run.finish()
     return Patch.load(run.path / PATCH)
@@ -114,6 +123,23 @@ def _folder(lm: LanguageModel, out: Path | str | None) -> Path:
     if is_sharded(lm) and RunDirectory.state_of(Path(out)) is not None:
         raise UsageError(f"{out} holds a run, and one on a sharded model cannot be continued; give a new folder.")
     return Path(out)
+
+
+def _tune_in_memory(
+    lm: LanguageModel, region: Region, lessons: Curriculum, select: Select, settings: HardenSettings, run: RunDirectory
+) -> None:
+    """Tune, with fewer rows per pass from the last check on if memory runs out."""
+
+    def tune(rows: int) -> None:
+        _tune(lm, region, lessons, select, dataclasses.replace(settings, micro_batch=rows), run)
+
+    if not is_sharded(lm):
+        instead = "leave out the longest prompts, use a smaller region or a larger machine"
+        in_fitting_batches(run, settings.micro_batch, settings.micro_batch, tune, instead)
+        return
+    rows = settings.micro_batch  # the other processes wait inside the step, so it cannot be done again with fewer
+    with must_fit(f"Memory ran out with {rows} rows per pass; use a smaller micro_batch or more processes."):
+        tune(rows)
 
 
 def _tune(
@@ -227,6 +253,7 @@ def _train(
 
     if not progress.checks:
         checked(0)
+    require_scored(progress.checks[0])
     for step in track(range(progress.step, settings.steps), "Hardening", progress.step):
         if _stops(progress.checks, settings):
             break

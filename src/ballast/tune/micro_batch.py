@@ -12,20 +12,24 @@ from typing import TypeVar
 import torch
 
 from ballast.errors import UsageError
+from ballast.models.memory import memory_errors
 from ballast.progress import say
 from ballast.runs import RunDirectory
 
 Result = TypeVar("Result")
 
 
-def in_fitting_batches(run: RunDirectory, batch_size: int, micro_batch: int, train: Callable[[int], Result]) -> Result:
+def in_fitting_batches(
+    run: RunDirectory, batch_size: int, micro_batch: int, train: Callable[[int], Result], instead: str
+) -> Result:
     """Train with a micro-batch, and again from the last state with about half of it as often as memory runs out.
 
     Args:
         run: Its manifest keeps, under `micro_batch`, what fitted, so that an interrupted run continues with that.
-        batch_size: Rows of one step; every micro-batch divides it.
+        batch_size: Rows that every micro-batch divides.
         micro_batch: Rows to begin with.
         train: Called with the rows of a micro-batch; continues by itself where an earlier call stopped.
+        instead: What to do if not even one row fits, as the end of a sentence.
 
     Raises:
         UsageError: Not even one row fits.
@@ -33,15 +37,13 @@ def in_fitting_batches(run: RunDirectory, batch_size: int, micro_batch: int, tra
     rows = int(run.manifest.get("micro_batch", micro_batch))
     while True:
         try:
-            return train(rows)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+            with memory_errors():
+                return train(rows)
+        except MemoryError as error:
             if rows == 1:
-                raise UsageError(
-                    "Fine-tuning a single row does not fit into memory; cut the rows shorter (max_length), train with "
-                    "LoRA or use a larger machine."
-                ) from error
+                raise UsageError(f"Training on a single row does not fit into memory; {instead}.") from error
         fewer = half(rows, batch_size)
-        say(f"Memory ran out with {rows} rows per pass; going on with {fewer}, still {batch_size} rows a step.")
+        say(f"Memory ran out with {rows} rows per pass; going on with {fewer}, and as many rows a step as before.")
         run.manifest["micro_batch"] = rows = fewer
         run.save()
         gc.collect()  # trainers hold themselves

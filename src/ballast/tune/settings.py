@@ -53,7 +53,9 @@ class HardenSettings:
             the budget; None does all steps.
         objective: `cross_entropy` learns refusals; `preference` prefers them to what the model says itself (DPO).
         variant: `reference_code` switches to what the authors' code does, for comparison only: the settings of
-            `REFERENCE_CODE`, the text and the weights of `reference_code.py`, and a cosine that ends at zero.
+            `REFERENCE_CODE`, the text and the weights of `reference_code.py`, and a cosine that ends at zero. Another
+            value for one of these is refused, but for the default, which cannot be told from one that was not given;
+            `of_given` can tell.
         seed: Seed of the order of the rows.
     """
 
@@ -100,16 +102,25 @@ class HardenSettings:
         if self.target_asr is not None and not 0 <= self.target_asr < 1:
             raise UsageError(f"The setting target_asr is {self.target_asr}; it is a share of prompts, in [0, 1).")
 
+    @classmethod
+    def of_given(cls, **given: Any) -> HardenSettings:
+        """Settings by name, of which None is not given; one that the variant fixes at another value is refused.
+
+        Raises:
+            UsageError: A setting cannot work, or was given against the variant, be it the default.
+        """
+        named = {name: value for name, value in given.items() if value is not None}
+        if named.get("variant") == "reference_code":
+            for name in named.keys() & REFERENCE_CODE.keys():
+                _refuse_other(name, named[name])
+        return cls(**named)
+
     def _write_out(self) -> None:
         for field in dataclasses.fields(self):
             if field.name in REFERENCE_CODE:
-                fixed, given = REFERENCE_CODE[field.name], getattr(self, field.name)
-                if given not in (field.default, fixed):
-                    raise UsageError(
-                        f"The variant reference_code fixes {field.name} at {fixed}, so {given} cannot be used; "
-                        "leave it out."
-                    )
-                object.__setattr__(self, field.name, fixed)
+                if getattr(self, field.name) != field.default:
+                    _refuse_other(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, REFERENCE_CODE[field.name])
 
     def recorded(self) -> dict[str, Any]:
         """As `run.json` keeps them: later settings only if they are not at their defaults, so old folders continue."""
@@ -128,3 +139,11 @@ class HardenSettings:
         progress = (step - rising) / max(1, self.steps - rising)
         last = 0.1 if self.variant == "ours" else 0.0
         return self.learning_rate * (last + (1 - last) / 2 * (1 + math.cos(math.pi * progress)))
+
+
+def _refuse_other(name: str, given: Any) -> None:
+    fixed = REFERENCE_CODE[name]
+    if given != fixed:
+        raise UsageError(
+            f"The variant reference_code fixes {name} at {fixed}, so {given} cannot be used; leave it out."
+        )

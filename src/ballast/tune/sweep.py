@@ -41,7 +41,8 @@ def harden_over(
     Args:
         lm: The model the regions were located on; its weights are the original ones again when the call returns.
         regions: Such as `[scores.select(share) for share in (0.003, 0.01, 0.03)]`.
-        help_weights: Factors of the divergence from the original model.
+        help_weights: Factors of the divergence from the original model; with the variant `reference_code`, which has
+            none, leave them out.
         refusals: As for `harden`.
         harmless: As for `harden`.
         select_harmful: As for `harden`; they also choose among the combinations.
@@ -54,12 +55,18 @@ def harden_over(
         The best patch.
 
     Raises:
-        UsageError: There is no combination.
+        UsageError: There is no combination, or there are several weights and the variant fixes them.
         NumericalError: No combination lowered attack success.
         BallastError: As `harden` raises it for any combination.
     """
     base, folder = settings or HardenSettings(), Path(out)
-    combinations = list(itertools.product(regions, help_weights))
+    weighted = [dataclasses.replace(base, help_weight=help_weight) for help_weight in help_weights]
+    if base.variant == "reference_code" and len(weighted) > 1:
+        raise UsageError(
+            f"The variant reference_code fixes help_weight at {base.help_weight}, so there are no several to choose "
+            "among; leave them out."
+        )
+    combinations = list(itertools.product(regions, weighted))
     if not combinations:
         raise UsageError("There is nothing to choose from; give at least one region and one help_weight.")
     tuned_on = (*as_prompt_sets(refusals), *as_prompt_sets(harmless))
@@ -70,7 +77,7 @@ def harden_over(
     run = RunDirectory.open(
         folder,
         "harden_over",
-        base.recorded() | {"help_weight": list(help_weights)},
+        base.recorded() | {"help_weight": [chosen.help_weight for chosen in weighted]},
         {
             "model": lm.identity(),
             "regions": [region.region_id for region in regions],
@@ -78,9 +85,9 @@ def harden_over(
         },
     )
     rows: list[dict[str, Any]] = read_json(folder / SWEEP)["rows"] if (folder / SWEEP).exists() else []
-    for number, (region, help_weight) in enumerate(combinations[len(rows) :], start=len(rows) + 1):
-        chosen = dataclasses.replace(base, help_weight=help_weight)
-        row = {"folder": str(number), "entries": len(region), "share": region.density(), "help_weight": help_weight}
+    for number, (region, chosen) in enumerate(combinations[len(rows) :], start=len(rows) + 1):
+        row = {"folder": str(number), "entries": len(region), "share": region.density()}
+        row["help_weight"] = chosen.help_weight
         try:
             harden(
                 lm,

@@ -64,6 +64,7 @@ class Training:
             settings.batch_size,
             settings.micro_batch,
             lambda micro_batch: self._trained(settings, protect, folder, micro_batch),
+            "cut the rows shorter (max_length), train with LoRA or use a larger machine",
         )
 
     def _trained(self, settings: FinetuneSettings, protect: Region | None, folder: Path, micro_batch: int) -> Any:
