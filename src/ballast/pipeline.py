@@ -18,7 +18,7 @@ from ballast.regions import Region, carried
 from ballast.report import write_report
 from ballast.runs import RunDirectory, write_json
 from ballast.tune import Anchor, FinetuneSettings, HardenSettings, LoraSettings, finetune, harden
-from ballast.tune.finetune import safety_data
+from ballast.tune.finetune import prepared, safety_data
 from ballast.tune.harden import HARMLESS, REFUSALS
 
 SAFETY = ("builtin/harmful/test",)
@@ -175,6 +175,7 @@ def finetune_and_measure(
         patch.apply(lm.model)
         protect, anchor = (carried(region, lm) if region else None for region in (protect, anchor))
     anchored = Anchor.of_region(anchor, anchor_weight) if anchor else None
+    prepared(lm, list(tuned_on.values()), chosen, protect, anchored, lora)  # refuses now what cannot be trained later
     run = RunDirectory.open(
         folder,
         "finetune_and_measure",

@@ -12,7 +12,10 @@ import torch
 
 from ballast import Patch, open_model
 from ballast.cli import main
+from ballast.errors import PromptError
 from ballast.patches import Origin
+from ballast.patches.export import export
+from ballast.pipeline import finetune_and_measure
 from ballast.regions import Region
 from tests.e2e.world import make_checkpoint, make_prompts
 from tests.locate.adapters import adapted
@@ -215,6 +218,56 @@ def test_merge(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.C
     assert weights(tmp_path / "safe") not in (weights(tmp_path / "merged"), weights(checkpoint))
     with pytest.raises(SystemExit, match="2"):
         main([str(part) for part in [*call[:3], "--out", tmp_path / "no"]])
+    protected = [*call[:3], "--protect", tmp_path / "region" / "region.safetensors"]
+    with pytest.raises(SystemExit, match="2"):
+        main([str(part) for part in [*protected, "--threshold", "0.5", "--out", tmp_path / "no"]])
+    assert "give --safe-lora BASE too" in capsys.readouterr().err
+    before = weights(tmp_path / "safe")
+    with pytest.raises(SystemExit):
+        main([str(part) for part in ["merge", tmp_path / "none", *protected[2:], "--out", tmp_path / "safe"]])
+    assert "is not empty" in capsys.readouterr().err  # before the model is even looked for
+    assert weights(tmp_path / "safe") == before
+
+
+def test_merge_checks_the_region_before_the_patch(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A patch to the weights that the region was located on does not make it a region of the base."""
+    adapted(tiny_lm(), tmp_path / "adapter")
+    other = open_model(checkpoint)
+    with torch.no_grad():
+        other.model.get_parameter("model.layers.0.mlp.up_proj.weight").add_(1)
+    export(other, None, tmp_path / "other")
+    patch = Patch.between(open_model(checkpoint).model, other.model, base=Origin(source="tiny", name="tiny"))
+    patch.save(tmp_path / "patch.safetensors")
+    out = tmp_path / "region"
+    printed(capsys, "locate", tmp_path / "other", "--method", "magnitude", "--prompts", prompts, "--out", out)
+    call = ["merge", checkpoint, tmp_path / "adapter", "--protect", out / "region.safetensors"]
+    with pytest.raises(SystemExit):
+        main([str(part) for part in [*call, "--patch", tmp_path / "patch.safetensors", "--out", tmp_path / "no"]])
+    assert "holds other values" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("options", [["--lora-rank", "2"], ["--lora-alpha", "2"], ["--anchor-weight", "2"]])
+def test_finetune_options_without_what_they_are_of(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["finetune", "none", "--data", "none", "--unprotected", *options, "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="2"):
+        main(call)
+    assert options[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_finetune_refuses_before_it_measures(checkpoint: Path, tmp_path: Path) -> None:
+    answered = str(make_prompts(tmp_path / "answers.jsonl", "say", 3, response="the kettle"))
+    bare = str(make_prompts(tmp_path / "bare.jsonl", "add", 3))
+    with pytest.raises(PromptError, match="has no response"):
+        finetune_and_measure(
+            tmp_path / "out", checkpoint, bare, protect=None, safety=(), overrefusal=(), utility=(answered,)
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

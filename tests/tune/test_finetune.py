@@ -116,6 +116,17 @@ def test_only_responses_are_learnt() -> None:
         assert learnt == row.ids[row.prompt_length :]
 
 
+def test_rows_are_cut_to_the_context() -> None:
+    lm = tiny_lm("gpt2")
+    long = prompt_set("long", ["Count"], ["1 " * lm.context])
+    assert [len(row.ids) for row in tokenized(lm, long, 4 * lm.context)] == [lm.context]
+
+
+def test_a_batch_is_the_same_whatever_the_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert SETTINGS.arguments(tmp_path, 2, on_cpu=False).train_batch_size == 2
+
+
 class TestRefusalsMixedIn:
     @pytest.mark.parametrize(("rows", "share", "expected"), [(97, 0.03, 3), (98, 0.03, 4), (4, 0.03, 1), (4, 0.0, 0)])
     def test_their_share(self, rows: int, share: float, expected: int) -> None:

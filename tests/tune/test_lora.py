@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
 from ballast.errors import UsageError
 from ballast.models import LanguageModel, open_model
 from ballast.models.fingerprint import fingerprints
 from ballast.tune import Anchor, LoraSettings, finetune
 from ballast.tune.finetune_log import Log
+from ballast.tune.lora import adapted_modules
 from tests.tune.finetune_world import SETTINGS, TASK, Stop, losses, region_of, stopping_at
 from tests.tune.test_safety_preserving import bits, changed
 from tests.worlds import tiny_lm
+from tests.zoo import GROUPED, tiny_tokenizer
 
 torch.set_num_threads(1)
 
@@ -92,3 +95,16 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="The LoRA setting"):
             LoraSettings(**setting)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_gates_and_routers_are_not_adapted(tmp_path: Path) -> None:
+    """A gate of shared experts is a linear layer, but no projection, so it could not be merged."""
+    config = Qwen2MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    config.shared_expert_intermediate_size = 16
+    lm = LanguageModel(AutoModelForCausalLM.from_config(config), tiny_tokenizer(), "qwen2_moe")
+    modules = adapted_modules(lm)
+    assert "model.layers.0.mlp.shared_expert.gate_proj" in modules
+    assert "model.layers.0.mlp.shared_expert_gate" not in modules
+    settings = dataclasses.replace(FAST, steps=1)
+    assert finetune(lm, TASK, protect=None, lora=LORA, out=tmp_path, settings=settings).exists()

@@ -98,6 +98,8 @@ class TestTrainer:
         assert inside == 0
         assert outside > 0.9
         safety.verify()
+        assert safety._protection is not None
+        assert safety._protection.restored == 1 + STEPS  # when training began, and once behind every step
 
     def test_zero_gradients_would_not_do(self, tmp_path: Path) -> None:
         lm, region = world()

@@ -15,6 +15,7 @@ from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.patches import Patch
 from ballast.patches.export import export
+from ballast.patches.folder import require_unused
 from ballast.pipeline import OVER_REFUSAL, SAFETY, UTILITY
 from ballast.regions import Region, carried
 from ballast.runs import RunDirectory, read_json
@@ -138,10 +139,10 @@ def finetune(
         float, typer.Option(help="Protect only this share of the region, which moves most in a probe; 0: all of it.")
     ] = FinetuneSettings.drifting,
     anchor: Annotated[Path | None, typer.Option(help="Region file whose weights are pulled back.")] = None,
-    anchor_weight: Annotated[float, typer.Option(help="How strongly they are.")] = 1.0,
+    anchor_weight: Annotated[float | None, typer.Option(help="How strongly they are, 1 if not given.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter, and merge it.")] = False,
-    lora_rank: Annotated[int, typer.Option(help="Its rank.")] = LoraSettings.rank,
-    lora_alpha: Annotated[int, typer.Option(help="Its alpha.")] = LoraSettings.alpha,
+    lora_rank: Annotated[int | None, typer.Option(help=f"Its rank, {LoraSettings.rank} if not given.")] = None,
+    lora_alpha: Annotated[int | None, typer.Option(help=f"Its alpha, {LoraSettings.alpha} if not given.")] = None,
     safety: Annotated[list[str] | None, typer.Option(help="Harmful prompts to measure on; repeat.")] = None,
     overrefusal: Annotated[list[str] | None, typer.Option(help="Harmless prompts to measure on; repeat.")] = None,
     utility: Annotated[list[str] | None, typer.Option(help="Responses or choices to measure on; repeat.")] = None,
@@ -154,6 +155,11 @@ def finetune(
     """Fine-tune on your own data while a region keeps its bits; safety is measured before and after."""
     if (protect is None) != unprotected:
         raise UsageError("Give --protect REGION, or --unprotected to train every weight.")
+    adapter = {name: value for name, value in (("rank", lora_rank), ("alpha", lora_alpha)) if value is not None}
+    if adapter and not lora:
+        raise UsageError("The options --lora-rank and --lora-alpha are of an adapter; give --lora too.")
+    if anchor_weight is not None and not anchor:
+        raise UsageError("The option --anchor-weight is of weights that are anchored; give --anchor REGION too.")
     settings = FinetuneSettings(
         steps=steps,
         learning_rate=learning_rate,
@@ -174,8 +180,8 @@ def finetune(
         protect=region,
         patch=changed,
         anchor=Region.load(anchor) if anchor else None,
-        anchor_weight=anchor_weight,
-        lora=LoraSettings(rank=lora_rank, alpha=lora_alpha) if lora else None,
+        anchor_weight=1.0 if anchor_weight is None else anchor_weight,
+        lora=LoraSettings(**adapter) if lora else None,
         settings=settings,
         safety=safety or SAFETY,
         overrefusal=overrefusal or OVER_REFUSAL,
@@ -199,7 +205,9 @@ def merge(
     safe_lora: Annotated[
         str | None, typer.Option(help="What alignment started from: project updates that leave alignment (Safe LoRA).")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Cosine up to which they are projected.")] = THRESHOLD,
+    threshold: Annotated[
+        float | None, typer.Option(help=f"Cosine up to which they are projected, {THRESHOLD} if not given.")
+    ] = None,
     patch: PatchFile = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -209,16 +217,24 @@ def merge(
     """Merge a LoRA adapter while a region keeps its bits, or with Safe LoRA's projection; writes a plain checkpoint."""
     if (protect is None) == (safe_lora is None):
         raise UsageError("Give --protect REGION or --safe-lora BASE, one of the two.")
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, patch)
+    if threshold is not None and not safe_lora:
+        raise UsageError("The option --threshold is of the projection; give --safe-lora BASE too.")
+    require_unused(out, "checkpoint")
+    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    region = Region.load(protect) if protect else None
+    if region:
+        region.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})
+    if patch:
+        Patch.load(patch).apply(lm.model)
+        region = carried(region, lm) if region else None
     if safe_lora:
-        found = merge_projected(lm, adapter, safe_lora, threshold=threshold)
+        found = merge_projected(lm, adapter, safe_lora, threshold=THRESHOLD if threshold is None else threshold)
         value = dataclasses.asdict(found)
         said = f"The updates of {found.projected} of {found.modules} modules were projected"
         said += f"; {found.undefined} have no direction of alignment." if found.undefined else "."
     else:
-        assert protect is not None
-        region = Region.load(protect)
-        kept = merge_protected(lm, adapter, carried(region, lm) if patch else region)
+        assert region is not None
+        kept = merge_protected(lm, adapter, region)
         value = {"kept": kept, "protected": len(region)}
         said = f"{kept:,} of {len(region):,} protected weights would have changed and did not."
     export(lm, None, out)

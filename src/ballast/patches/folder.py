@@ -25,8 +25,7 @@ def new_folder(folder: Path, content: str) -> Iterator[Path]:
         PatchError: The destination is in use.
         RunError: It cannot be written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise PatchError(f"{folder} is not empty; give a new folder for the {content}.")
+    require_unused(folder, content)
     partial = folder.parent / f".{folder.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left behind by an export that was killed
@@ -41,3 +40,17 @@ def new_folder(folder: Path, content: str) -> Iterator[Path]:
         raise RunError(f"Cannot write {folder} ({reason}); free some disk space or choose another folder.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_unused(folder: Path, content: str) -> None:
+    """Refuse a destination that is in use; to be asked before long work.
+
+    Args:
+        folder: Destination.
+        content: What is to be written, for the error.
+
+    Raises:
+        PatchError: It is a file, or a folder that is not empty.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise PatchError(f"{folder} is not empty; give a new folder for the {content}.")

@@ -83,6 +83,14 @@ class Anchor(TrainerCallback):
             "hash": combined({name: tensor_fingerprint(value) for name, value in tensors.items()}),
         }
 
+    def reaches_beyond(self, region: Region) -> bool:
+        """Whether it pulls at any weight that is not in a region; those of a region that is protected never move."""
+        nothing = torch.zeros(0, dtype=torch.long)
+        return any(
+            not torch.isin(index.cpu().long(), region.indices.get(name, nothing).long()).all()
+            for name, index in self._indices.items()
+        )
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         """Read the values before anything can change them, also a checkpoint that training continues from."""
         parameters = own_names(named["model"])

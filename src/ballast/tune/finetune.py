@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -13,8 +15,10 @@ from ballast.errors import UsageError
 from ballast.models import LanguageModel
 from ballast.models.streaming import require_in_memory
 from ballast.patches.export import export
+from ballast.patches.folder import require_unused
 from ballast.prompts import PromptSet, as_prompt_set, load_prompts
 from ballast.prompts.attacks import require_no_attack
+from ballast.prompts.chat import Rendered
 from ballast.regions import Region
 from ballast.runs import RunDirectory
 from ballast.tune.anchor import Anchor
@@ -23,6 +27,7 @@ from ballast.tune.finetune_settings import FinetuneSettings
 from ballast.tune.lora import LoraSettings, save_adapter
 from ballast.tune.merge import merge_adapter, merge_protected
 from ballast.tune.rows import tokenized
+from ballast.tune.safety_preserving import require_values
 from ballast.tune.training import Training
 
 REFUSALS = "builtin/refusals"  # what safety is taught with
@@ -64,15 +69,16 @@ def finetune(
         NumericalError: The loss is not finite; the message names the last state before, which is kept.
         UsageError: Options do not fit each other, or not even one row fits into memory.
         RunError: The folder holds another run or cannot be written.
+        PatchError: The folder of a new run holds a checkpoint already.
     """
-    require_in_memory(lm.model.parameters())
-    chosen, rows = settings or FinetuneSettings(), as_prompt_set(data)
-    _check(chosen, protect, anchor, lora)
-    require_no_attack(rows)
+    chosen, rows, folder = settings or FinetuneSettings(), as_prompt_set(data), Path(out)
     sets = [rows, *safety_data(chosen)]
-    lessons, *refusals = (tokenized(lm, one, chosen.max_length) for one in sets)
+    lessons, *refusals = prepared(lm, sets, chosen, protect, anchor, lora)
+    if RunDirectory.state_of(folder) is None:  # in a run's own folder all of these are its own, and replaced
+        for name in ("model", "adapter", "state"):
+            require_unused(folder / name, "checkpoint")
     run = RunDirectory.open(
-        Path(out),
+        folder,
         "finetune",
         chosen.record(),
         {
@@ -93,9 +99,12 @@ def finetune(
         trained = training.run_through(chosen.steps, protect, run.path)
         if lora:
             save_adapter(trained, run.path / "adapter")
+            del trained
+            gc.collect()  # trainers hold themselves
             result = _merged(lm, run.path / "adapter", protect)
         else:
             result = LanguageModel(_like(trained, lm.model), lm.tokenizer, lm.source)
+        shutil.rmtree(checkpoint, ignore_errors=True)  # of a call that was killed before it could say that it is done
         export(result, None, checkpoint)
     run.finish()
     return checkpoint
@@ -104,6 +113,30 @@ def finetune(
 def safety_data(settings: FinetuneSettings) -> list[PromptSet]:
     """The built-in refusals if any are trained with; what is measured on must share no prompt with them."""
     return [load_prompts(REFUSALS)] if settings.mix or settings.surgery_every else []
+
+
+def prepared(
+    lm: LanguageModel,
+    sets: Sequence[PromptSet],
+    settings: FinetuneSettings,
+    protect: Region | None,
+    anchor: Anchor | None,
+    lora: LoraSettings | None,
+) -> list[list[Rendered]]:
+    """Everything that `finetune` refuses before it works; and the rows of each set, as they will be learnt.
+
+    Raises:
+        BallastError: As `finetune`.
+    """
+    require_in_memory(lm.model.parameters())
+    _check(settings, protect, anchor, lora)
+    require_no_attack(sets[0])
+    if protect and lora:  # the merge adds to the weights as they are, so their dtype must be that of the region too
+        shapes = {name: value.shape for name, value in lm.model.named_parameters()}
+        protect.check_model(lm.fingerprints(), shapes)
+    elif protect:
+        require_values(protect, lm.model)
+    return [tokenized(lm, one, settings.max_length) for one in sets]
 
 
 def _check(
@@ -116,6 +149,8 @@ def _check(
             "With LoRA the model's own weights do not move while training, so nothing can be anchored or probed for "
             "drift; leave these options out, or train all weights."
         )
+    if protect and anchor and not settings.drifting and not anchor.reaches_beyond(protect):
+        raise UsageError("All weights to anchor are protected and cannot move; anchor others, or protect fewer.")
 
 
 def _most_drifting(training: Training, region: Region) -> Region:
@@ -127,6 +162,8 @@ def _most_drifting(training: Training, region: Region) -> Region:
             trained = training.run_through(settings.probe_steps, None, folder)
             after = LanguageModel(trained, training.lm.tokenizer, training.lm.source)
             drifting(region, training.lm, after, settings.drifting).save(file)
+            del trained, after
+            gc.collect()  # trainers hold themselves
             shutil.rmtree(folder)
     return Region.load(file)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ballast.errors import NumericalError
 from ballast.progress import track
 from ballast.runs import JsonLines
+from ballast.tune.states import last_state
 
 
 class Log(TrainerCallback):
@@ -60,12 +60,7 @@ class Log(TrainerCallback):
             raise _not_finite(f"A weight after step {state.global_step}", args)
 
 
-def last_state(folder: Path) -> str | None:
-    """The last state in a folder from which training continues; None if there is none."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
 def _not_finite(what: str, args: TrainingArguments) -> NumericalError:
     kept = last_state(Path(str(args.output_dir)))
-    where = f"the last good state is {kept}" if kept else "no state was saved before"
+    where = f"the last good state is {kept.folder}" if kept else "no state was saved before"
     return NumericalError(f"{what} is not finite; use a lower learning rate in a new folder ({where}).")

@@ -89,7 +89,7 @@ class FinetuneSettings:
 
     def arguments(self, folder: Path, micro_batch: int, *, on_cpu: bool) -> TrainingArguments:
         """The same for the Trainer of transformers, with states in `folder` and so many rows per backward pass."""
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=self.steps,
             learning_rate=self.learning_rate,
@@ -109,3 +109,5 @@ class FinetuneSettings:
             disable_tqdm=True,
             report_to=[],
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # with more the Trainer would give so many rows to each of them
+        return arguments

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ballast.errors import UsageError
+from ballast.models import LanguageModel
 from ballast.models.fingerprint import seed_of
+from ballast.patches.folder import new_folder
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """An adapter on every linear layer of the decoder blocks.
+    """An adapter on every linear projection of the decoder blocks.
 
     Attributes:
         rank: Of the two factors of each update.
@@ -39,11 +43,18 @@ class LoraSettings:
             raise UsageError(f"The LoRA setting dropout is {self.dropout}; it is a share, in [0, 1).")
 
 
-def with_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
+def adapted_modules(lm: LanguageModel) -> list[str]:
+    """The linear modules that hold an eligible projection; not routers and gates of shared experts."""
+    owners = (part.name.rpartition(".")[0] for part in lm.parts.eligible())
+    return [name for name in owners if isinstance(lm.model.get_submodule(name), nn.Linear | Conv1D)]
+
+
+def with_adapter(model: PreTrainedModel, modules: Sequence[str], settings: LoraSettings, seed: int) -> Any:
     """The model in PEFT's wrapper, with fresh factors as the only weights that train.
 
     Args:
-        model: It is changed: its linear layers get wrappers.
+        model: It is changed: these modules get wrappers.
+        modules: Names of the modules to adapt, see `adapted_modules`.
         settings: See `LoraSettings`.
         seed: Of the factors.
 
@@ -58,7 +69,7 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> A
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="all-linear",  # all but the output head
+        target_modules=list(modules),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
@@ -69,12 +80,11 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> A
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:
-    """Write the adapter as PEFT does, whole or not at all, in the place of one that is there."""
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    """Write the adapter as PEFT does, whole or not at all, in the place of one that is there.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder, "adapter") as partial:
         adapted.save_pretrained(str(partial), save_embedding_layers=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -19,22 +19,22 @@ IGNORED = -100  # label of tokens that are not learnt
 
 
 def tokenized(lm: LanguageModel, rows: PromptSet, max_length: int) -> list[Rendered]:
-    """Rows in the model's chat template, cut to a length.
+    """Rows in the model's chat template, cut to a length, or to the model's context if that is shorter.
 
     Raises:
         PromptError: A row has no response, or none of a response is left after the cut.
     """
-    found = []
+    found, longest = [], min(max_length, lm.context)
     for row in rows:
         if not row.response:
             raise PromptError(f"{rows.name}: {row.id} has no response; fine-tuning learns responses, so give each one.")
         ids, start = render(lm.tokenizer, row.prompt, row.response)
-        if start >= max_length:
+        if start >= longest:
             raise PromptError(
-                f"{rows.name}: the prompt {row.id} takes {start} of at most {max_length} tokens, which leaves none to "
+                f"{rows.name}: the prompt {row.id} takes {start} of at most {longest} tokens, which leaves none to "
                 "its response; allow more or leave it out."
             )
-        found.append(Rendered(ids[:max_length], start))
+        found.append(Rendered(ids[:longest], start))
     return found
 
 

@@ -73,21 +73,8 @@ class SafetyPreserving(TrainerCallback):
         self._protection.verify()
 
     def _remember(self, model: nn.Module) -> None:
-        parameters = own_names(model)
-        for name, expected in self.region.metadata.model.fingerprints.items():
-            if name not in self.region.indices:
-                continue
-            if name not in parameters:
-                raise RegionError(
-                    f"The model has no parameter {name}, which the region holds weights of; protect a model like "
-                    f"{self.region.metadata.model.source}, not an adapter around it."
-                )
-            if not holds(parameters[name], expected):
-                raise RegionError(
-                    f"{name} holds other values than those the region was located on; make the Trainer with the "
-                    f"callback before it resumes, on {self.region.metadata.model.source}."
-                )
-        self._protection = Protection(parameters, self.region.indices)
+        require_values(self.region, model)
+        self._protection = Protection(own_names(model), self.region.indices)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         """Read the values before anything can change them."""
@@ -130,6 +117,26 @@ class SafetyPreserving(TrainerCallback):
         self.verify()
 
 
+def require_values(region: Region, model: nn.Module) -> None:
+    """Refuse a model whose values are not those that a region was located on, whatever the dtype.
+
+    Raises:
+        RegionError: They are not, or a parameter is missing.
+    """
+    parameters = own_names(model)
+    for name in region.indices:
+        if name not in parameters:
+            raise RegionError(
+                f"The model has no parameter {name}, which the region holds weights of; protect a model like "
+                f"{region.metadata.model.source}, not an adapter around it."
+            )
+        if not holds(parameters[name], region.metadata.model.fingerprints[name]):
+            raise RegionError(
+                f"{name} holds other values than those the region was located on; make the Trainer with the "
+                f"callback before it resumes, on {region.metadata.model.source}."
+            )
+
+
 def own_names(model: nn.Module) -> dict[str, Parameter]:
     """Parameters by the names they have without wrappers."""
     found = {}
@@ -141,11 +148,9 @@ def own_names(model: nn.Module) -> dict[str, Parameter]:
 
 
 def holds(parameter: Parameter, fingerprint: str) -> bool:
-    """Whether a parameter has these numbers, in the dtype of the fingerprint or a wider one."""
+    """Whether a parameter has these numbers, in its own dtype or in another one that holds them exactly."""
     if tensor_fingerprint(parameter) == fingerprint:
         return True
-    if parameter.dtype != torch.float32:
-        return False
-    values = whole(parameter.detach())
-    narrowed = (values.to(dtype) for dtype in NARROW)
-    return any(torch.equal(narrow.float(), values) and tensor_fingerprint(narrow) == fingerprint for narrow in narrowed)
+    values = whole(parameter.detach()).float()
+    cast = (values.to(dtype) for dtype in (torch.float32, *NARROW) if dtype != parameter.dtype)
+    return any(torch.equal(one.float(), values) and tensor_fingerprint(one) == fingerprint for one in cast)

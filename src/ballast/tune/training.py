@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PrinterCallback, Trainer, TrainerCallback
+from transformers import GenerationConfig, PrinterCallback, TrainerCallback
 
 from ballast.models import LanguageModel
 from ballast.prompts.chat import Rendered
 from ballast.regions import Region
 from ballast.runs import RunDirectory
 from ballast.tune.anchor import Anchor
-from ballast.tune.finetune_log import Log, last_state
+from ballast.tune.finetune_log import Log
 from ballast.tune.finetune_settings import FinetuneSettings
-from ballast.tune.lora import LoraSettings, with_adapter
+from ballast.tune.lora import LoraSettings, adapted_modules, with_adapter
 from ballast.tune.micro_batch import in_fitting_batches
 from ballast.tune.rows import collated, with_refusals
 from ballast.tune.safety_preserving import SafetyPreserving
+from ballast.tune.states import StateTrainer, last_state
 from ballast.tune.surgery import GradientSurgery
 
 
@@ -76,9 +77,10 @@ class Training:
             )
         if self.anchor:
             callbacks.append(self.anchor)
-        if protect and not self.lora:
-            callbacks.append(SafetyPreserving(protect))
-        trainer = Trainer(
+        safety = SafetyPreserving(protect) if protect and not self.lora else None
+        if safety:
+            callbacks.append(safety)
+        trainer = StateTrainer(
             model,
             settings.arguments(folder / "state", micro_batch, on_cpu=self.lm.device.type == "cpu"),
             train_dataset=with_refusals(self.rows, self.refusals, settings.mix, settings.seed),
@@ -86,10 +88,16 @@ class Training:
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=last_state(folder / "state"))
+        state = last_state(folder / "state")
+        if state and state.step == settings.steps:  # the Trainer would make one more step
+            trainer._load_from_checkpoint(str(state.folder))
+            if safety:
+                safety.verify()
+        else:
+            trainer.train(resume_from_checkpoint=str(state.folder) if state else None)
         return model
 
     def _copy(self) -> Any:
         model = copy.deepcopy(self.lm.model).float()
         model.generation_config = GenerationConfig()  # a checkpoint's own may be one that cannot be saved
-        return with_adapter(model, self.lora, self.settings.seed) if self.lora else model
+        return with_adapter(model, adapted_modules(self.lm), self.lora, self.settings.seed) if self.lora else model
