@@ -11,7 +11,7 @@ import torch
 from ballast.cli import main
 from ballast.judges import JUDGES
 from ballast.runs import read_json
-from tests.cli.test_commands import printed, value
+from tests.cli.calls import printed, value
 from tests.e2e.world import make_checkpoint, make_prompts
 from tests.worlds import OpeningJudge
 

@@ -10,10 +10,8 @@ import torch
 from ballast import Patch, open_model, pipeline
 from ballast.cli import main
 from ballast.patches import Origin
-from tests.cli.test_commands import checkpoint, printed, value, weights
+from tests.cli.calls import printed, value, weights
 from tests.e2e.world import make_checkpoint, make_prompts
-
-__all__ = ["checkpoint"]  # a fixture
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 

@@ -10,7 +10,7 @@ import torch
 from ballast import Patch, locate, open_model
 from ballast.patches import Origin
 from ballast.regions import Region
-from tests.cli.test_commands import printed, value
+from tests.cli.calls import printed, value
 from tests.e2e.world import make_checkpoint, make_prompts
 from tests.worlds import prompt_set
 
