@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
@@ -59,7 +60,8 @@ def visit(browser: webdriver.Chrome, page: Path, width: int, scheme: str = "ligh
 
 
 def console(browser: webdriver.Chrome) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser")]  # type: ignore[no-untyped-call]
+    driver: Any = browser  # selenium gives its logs no types
+    return [entry["message"] for entry in driver.get_log("browser")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -26,7 +26,7 @@ class EagerReads(TorchFunctionMode):
         }
         self.read: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's protocol
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (functional.linear, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.matmul):
             place = self.places.get(args[1].data_ptr())
             if place:

@@ -27,9 +27,8 @@ def test_states_are_those_of_each_prompt_alone(name: str) -> None:
     assert found.dtype == torch.float32
     final: list[torch.Tensor] = []
 
-    def keep(*seen: object) -> None:
-        output = seen[-1]
-        final.append(output if isinstance(output, torch.Tensor) else output[0])  # type: ignore[index]
+    def keep(_: object, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        final.append(output if isinstance(output, torch.Tensor) else output[0])
 
     for number, prompt in enumerate(PROMPTS):
         ids = torch.tensor([render(lm.tokenizer, prompt.prompt).ids])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ballast.errors import NumericalError, PromptError, UsageError
-from ballast.locate import locate, refusal_direction
+from ballast.locate import WeightScores, locate, refusal_direction
 from ballast.locate.refusal_direction import RefusalDirection, compared
 from ballast.models import LanguageModel
 from ballast.models.tree import block_modules
@@ -68,7 +68,9 @@ def direction_of(lm: LanguageModel, layer: int) -> torch.Tensor:
 def test_scores_are_what_orthogonalising_changes(architecture: str, harmless: str) -> None:
     """Matrix by matrix, expert by expert; a model whose matrices are changed so writes nothing along the direction."""
     lm = tiny_lm(architecture)
-    scores = locate(lm, PROMPTS, RefusalDirection(harmless=harmless, layer=1), batch_size=2).values  # type: ignore[attr-defined]
+    located = locate(lm, PROMPTS, RefusalDirection(harmless=harmless, layer=1), batch_size=2)
+    assert isinstance(located, WeightScores)
+    scores = located.values
     direction = direction_of(lm, 1)
     projector = torch.outer(direction, direction)
     for part in lm.parts.eligible():

@@ -148,11 +148,12 @@ class TestStageB:
         before = fingerprints(lm.model)
         scores = found(lm, settings, stage="b", search=search)
         assert fingerprints(lm.model) == before
-        tried: Any = scores.settings["windows"]
-        assert scores.settings["refused"] == max(count for _, _, count in tried)
-        assert [*scores.settings["window"], scores.settings["refused"]] in tried  # type: ignore[misc]
-        assert chosen(scores) == list(range(*scores.settings["window"]))  # type: ignore[misc]
-        plateau: Any = scores.settings["plateau"]
+        recorded: Any = scores.settings
+        tried = recorded["windows"]
+        assert recorded["refused"] == max(count for _, _, count in tried)
+        assert [*recorded["window"], recorded["refused"]] in tried
+        assert chosen(scores) == list(range(*recorded["window"]))
+        plateau = recorded["plateau"]
         shares = [sum(layer in range(*span) for span in plateau) / len(plateau) for layer in range(LAYERS)]
         assert values(scores) == pytest.approx(shares)
         assert scores.settings["depends_on"] == "stage_a+b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,5 +114,6 @@ def test_settings_that_cannot_work() -> None:
         locate(lm, PROMPTS, Sahara(heads=9, vectors=1))
     with pytest.raises(PromptError, match="5 vectors need more than 5 prompts, not 5"):
         locate(lm, PROMPTS, Sahara(vectors=5))
+    unknown: Any = "off"
     with pytest.raises(UsageError, match="no mode 'off'"):
-        Sahara(mode="off")  # type: ignore[arg-type]
+        Sahara(mode=unknown)

@@ -17,6 +17,7 @@ from ballast.locate.ships import Ships, divergence
 from ballast.locate.unit_scores import UnitScores
 from ballast.models import LanguageModel
 from ballast.models.fingerprint import fingerprints
+from ballast.models.units import KeyValueRule
 from ballast.prompts.chat import render
 from tests.worlds import prompt_set, tiny_lm
 from tests.zoo import ARCHITECTURES
@@ -131,12 +132,13 @@ def test_divergence_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("key_value", "roles"), [("never", 2), ("any", 4), ("all_selected", 2)])
-def test_one_head_as_a_region(key_value: str, roles: int) -> None:
+def test_one_head_as_a_region(key_value: KeyValueRule, roles: int) -> None:
     """One of eight heads: its query rows and output columns; key and value rows if one of two users is enough."""
     lm = tiny_lm("llama")
-    scores = locate(lm, PROMPTS, Ships(key_value=key_value))  # type: ignore[arg-type]
+    scores = locate(lm, PROMPTS, Ships(key_value=key_value))
+    assert isinstance(scores, UnitScores)
     region = scores.select(1 / 8)
-    best = int(torch.stack(scores.values).argmax())  # type: ignore[attr-defined]
+    best = int(torch.stack(scores.values).argmax())
     assert region.metadata.granularity == "head"
     assert region.metadata.selected_units == {"head": ((best // HEADS, -1, best % HEADS),)}
     assert len(region.indices) == roles
@@ -146,7 +148,9 @@ def test_one_head_as_a_region(key_value: str, roles: int) -> None:
 def test_what_cannot_be_scored() -> None:
     with pytest.raises(ModelError, match="use a method of weights or neurons"):
         locate(tiny_lm("deepseek_v3"), PROMPTS, "ships")
+    mode: Any = "zero"
     with pytest.raises(UsageError, match=r"no mode 'zero'; use zero_out, scale_query"):
-        Ships(mode="zero")  # type: ignore[arg-type]
+        Ships(mode=mode)
+    rule: Any = "all"
     with pytest.raises(UsageError, match="no rule 'all' for key_value; use all_selected"):
-        Ships(key_value="all")  # type: ignore[arg-type]
+        Ships(key_value=rule)

@@ -87,9 +87,13 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return both("llama", tmp_path_factory.mktemp("models"))[1]
 
 
+def located_by(method: str) -> Callable[[LanguageModel, Path], object]:
+    return lambda lm, _: locate(lm, PROMPTS, method)
+
+
 USES: dict[str, Callable[[LanguageModel, Path], object]] = {
     **{
-        method: lambda lm, _, method=method: locate(lm, PROMPTS, method)  # type: ignore[misc]
+        method: located_by(method)
         for method in ("esi", "esi_differentiable_judge", "snip", "gradient", "gradient_times_weight")
     },
     "delta": lambda lm, folder: locate(lm, PROMPTS, "delta", base=str(base_of(folder))),

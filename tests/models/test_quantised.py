@@ -60,7 +60,8 @@ def replaced(
     return model
 
 
-def stored(linear: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+def stored(linear: nn.Module, dtype: torch.dtype) -> nn.Linear:
+    assert isinstance(linear, nn.Linear)
     linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
     return linear
 
@@ -68,7 +69,7 @@ def stored(linear: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_a_quantised_matrix_is_listed_with_its_form(dtype: torch.dtype) -> None:
     model = tiny("llama")
-    stored(model.get_submodule("model.layers.0.mlp.up_proj"), dtype)  # type: ignore[arg-type]
+    stored(model.get_submodule("model.layers.0.mlp.up_proj"), dtype)
     parts = part_map(model)
     part = parts.by_name(UP)
     form = str(dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from ballast.locate.inputs import Inputs, observed_inputs
 from ballast.models.attention import Attention, observed_attention
 from ballast.models.language_model import LanguageModel
 from ballast.models.parts import PartMap
-from ballast.models.units import UnitGroup, head_groups, key_value_groups, layer_groups, neuron_groups
+from ballast.models.units import KeyValueRule, UnitGroup, head_groups, key_value_groups, layer_groups, neuron_groups
 from tests.zoo import ARCHITECTURES, tiny, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -152,9 +152,13 @@ def test_key_and_value_rows_follow_their_query_heads(name: str) -> None:
     config = lm.model.config.get_text_config()
     sharing = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     neurons = {(one.kind, one.layer): one for one in neuron_groups(lm)[0]}
-    whole = {"all_selected": (0 if sharing > 1 else 1, 1, 2), "any": (1, 1, 2), "never": (0, 0, 0)}
+    whole: dict[KeyValueRule, tuple[int, int, int]] = {
+        "all_selected": (0 if sharing > 1 else 1, 1, 2),
+        "any": (1, 1, 2),
+        "never": (0, 0, 0),
+    }
     for rule, expected in whole.items():
-        groups, _ = head_groups(lm, rule)  # type: ignore[arg-type]
+        groups, _ = head_groups(lm, rule)
         bare, _ = head_groups(lm, "never")
         for chosen, count in zip((1, sharing, 2 * sharing), expected, strict=True):
             heads = torch.arange(chosen)

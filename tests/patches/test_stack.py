@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ballast.errors import ModelError, PatchError, UsageError
 from ballast.models.fingerprint import fingerprints
 from ballast.patches import Conflict, Entries, Patch, stack
+from ballast.patches.stack import OnConflict
 from tests.patches.world import ORIGIN, changed_copy, patch_of
 from tests.zoo import tiny, tiny_on_meta
 
@@ -58,7 +60,7 @@ class TestInOrder:
         assert fingerprints(other) == original
 
     @pytest.mark.parametrize("on_conflict", ["error", "last", "sum"])
-    def test_different_tensors_of_one_base(self, on_conflict: str) -> None:
+    def test_different_tensors_of_one_base(self, on_conflict: OnConflict) -> None:
         whole = patch_of()
         half = len(whole.entries) // 2
         names = sorted(whole.entries)
@@ -69,7 +71,7 @@ class TestInOrder:
         one, other = tiny("llama"), tiny("llama")
         for part in parts:
             part.apply(one)
-        made = stack(parts, tiny("llama"), on_conflict=on_conflict)  # type: ignore[arg-type]
+        made = stack(parts, tiny("llama"), on_conflict=on_conflict)
         made.patch.apply(other)
         assert made.conflicts == {}
         assert fingerprints(one) == fingerprints(other)
@@ -98,9 +100,9 @@ class TestConflicts:
         ("on_conflict", "expected"),
         [("last", [1.5, 2.5, 2.0, 6.0, 5.0]), ("sum", [1.5, 3.0, 2.5, 6.0, 5.0])],
     )
-    def test_by_hand(self, on_conflict: str, expected: list[float]) -> None:
+    def test_by_hand(self, on_conflict: OnConflict, expected: list[float]) -> None:
         patches = side_by_side(self.BASE, self.FIRST, self.SECOND)
-        made = stack(patches, layer(self.BASE), on_conflict=on_conflict)  # type: ignore[arg-type]
+        made = stack(patches, layer(self.BASE), on_conflict=on_conflict)
         model = layer(self.BASE)
         made.patch.apply(model)
         assert listed(model) == expected
@@ -137,7 +139,7 @@ class TestConflicts:
 
     @settings(max_examples=30, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.sampled_from(DTYPES), st.sampled_from(["last", "sum"]))
-    def test_slow_twin(self, seed: int, dtype: torch.dtype, on_conflict: str) -> None:
+    def test_slow_twin(self, seed: int, dtype: torch.dtype, on_conflict: OnConflict) -> None:
         """The same entry by entry; sums in exact arithmetic up to one rounding per patch."""
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(12, generator=generator).to(dtype)
@@ -157,7 +159,7 @@ class TestConflicts:
                 expected[place] = value
                 was_set.add(place)
         model = layer(start.tolist(), dtype)
-        stack(patches, model, on_conflict=on_conflict).patch.apply(model)  # type: ignore[arg-type]
+        stack(patches, model, on_conflict=on_conflict).patch.apply(model)
         assert torch.equal(model.weight.detach().flatten(), expected)
 
 
@@ -193,8 +195,9 @@ class TestRefused:
     def test_bad_arguments(self) -> None:
         with pytest.raises(UsageError, match="at least two"):
             stack([patch_of()], tiny("llama"))
+        unknown: Any = "first"
         with pytest.raises(UsageError, match="use error, last or sum"):
-            stack([patch_of(), patch_of()], tiny("llama"), on_conflict="first")  # type: ignore[arg-type]
+            stack([patch_of(), patch_of()], tiny("llama"), on_conflict=unknown)
 
     def test_weights_that_are_not_in_memory(self) -> None:
         with pytest.raises(ModelError, match="not in memory"):

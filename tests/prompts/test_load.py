@@ -209,8 +209,8 @@ class TestHub:
                 raise DatasetsError("not on\nthe hub")
             return [{"prompt": "p"}, {"prompt": "q" if name == "o/n" else 3}]
 
-        package.load_dataset = load_dataset  # type: ignore[attr-defined]
-        errors.DatasetsError = DatasetsError  # type: ignore[attr-defined]
+        monkeypatch.setattr(package, "load_dataset", load_dataset, raising=False)
+        monkeypatch.setattr(errors, "DatasetsError", DatasetsError, raising=False)
         monkeypatch.setitem(sys.modules, "datasets", package)
         monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
         return asked

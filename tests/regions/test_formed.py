@@ -9,6 +9,7 @@ from ballast.locate import locate
 from ballast.regions import select_top
 from ballast.regions.formed import Formed
 from ballast.regions.refine import outside_of
+from ballast.regions.selection import Scope
 from tests.worlds import prompt_set, tiny_lm
 
 torch.set_num_threads(1)
@@ -37,7 +38,9 @@ def test_nothing_is_formed_but_what_is_asked_for() -> None:
 @pytest.mark.parametrize("scope", ["global", "per_layer", "per_tensor", "per_row"])
 @pytest.mark.parametrize("layers", [None, [1]])
 @pytest.mark.parametrize("refined", [False, True])
-def test_selecting_holds_the_scores_of_two_tensors_at_most(scope: str, layers: list[int] | None, refined: bool) -> None:
+def test_selecting_holds_the_scores_of_two_tensors_at_most(
+    scope: Scope, layers: list[int] | None, refined: bool
+) -> None:
     lm = tiny_lm()
     scores = {part.name: torch.rand(part.shape) for part in lm.parts.eligible()}
     region = locate(lm, prompt_set("one", ["Hi"]), "magnitude").select(0.1)
@@ -57,10 +60,7 @@ def test_selecting_holds_the_scores_of_two_tensors_at_most(scope: str, layers: l
 
     lazy = Formed(scores, form)
     given = (outside_of(lazy, region), outside_of(scores, region)) if refined else (lazy, scores)
-    found, expected = (
-        select_top(one, "1/10", scope=scope, parts=lm.parts, layers=layers)  # type: ignore[arg-type]
-        for one in given
-    )
+    found, expected = (select_top(one, "1/10", scope=scope, parts=lm.parts, layers=layers) for one in given)
     assert found.record == expected.record
     assert found.indices.keys() == expected.indices.keys()
     assert all(torch.equal(found.indices[name], expected.indices[name]) for name in expected.indices)

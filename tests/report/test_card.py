@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -175,10 +176,10 @@ class TestText:
         text = patch_card("my patch.safetensors", run).text
         assert "Put the folder of the base in the place of BASE." in text
         [python] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(python, names)
         changed = changed_copy("llama", open_model("BASE").model.dtype)
-        assert fingerprints(names["lm"].model) == fingerprints(changed)  # type: ignore[attr-defined]
+        assert fingerprints(names["lm"].model) == fingerprints(changed)
         assert "ballast patch apply BASE 'my patch.safetensors' --out FOLDER" in text
 
 

@@ -117,9 +117,9 @@ def test_every_second_step_and_the_same_after_an_interruption() -> None:
         for value in lm.model.parameters():
             value.grad = torch.zeros_like(value)
         for steps in (range(6), range(3, 6)):
-            spy = GradientSurgery(refusals(lm), lm.pad_id, rows=2, every=2)
+            spy: Any = GradientSurgery(refusals(lm), lm.pad_id, rows=2, every=2)
             for step in steps:
-                spy.on_pre_optimizer_step(None, Step(step), None, model=lm.model)  # type: ignore[arg-type]
+                spy.on_pre_optimizer_step(None, Step(step), None, model=lm.model)
     assert len(seen) == 4
     assert sorted(seen[0] + seen[1]) == [0, 1, 2, 3]
     assert seen[3] == seen[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def test_the_regions_own_weights_can_be_drawn_again() -> None:
 
 def test_both_models_get_the_same_random_regions_and_are_asked_alike() -> None:
     lm, other = planted(), base()
-    other = dataclasses.replace(other, tokenizer=None)  # type: ignore[arg-type]
+    none: Any = None
+    other = dataclasses.replace(other, tokenizer=none)
     settings = ValidateSettings(noise=(1, 0.1), scale=(0.5,))
     doses = list(planned(lm, neuron_region(lm), other, settings))
     slugs = ["ablate", "noise-1.0", "noise-0.1", "scale-0.5", "transplant", "transplant-into-other"]
