@@ -8,13 +8,14 @@ import typer
 from rich.table import Table
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Model, Opening, Out, PatchFile, Seed, opens_models
 from ballast.cli.output import AXES, percent, show, table
 from ballast.prompts import load_prompts
 from ballast.prompts.load import ATTACKS
 from ballast.tune import AttackSettings, AttackStep, fine_tuning_attack
 
 
+@opens_models
 def attack(
     model: Model,
     out: Out,
@@ -27,10 +28,8 @@ def attack(
     judge: Annotated[str, typer.Option(help="Who judges the answers.")] = AttackSettings.judge,
     patch: PatchFile = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Train a copy on harmless rows that undo safety, and measure it; the copy is thrown away."""
     settings = AttackSettings(
@@ -41,7 +40,7 @@ def attack(
         seed=seed,
     )
     rows = [load_prompts(spec) for spec in data or [f"builtin/{kind}" for kind in ATTACKS]]
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, patch)
+    lm = opening.model(model, patch)
     found = {
         one.name: fine_tuning_attack(
             lm,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Limit, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Limit, Model, Opening, Out, PatchFile, Seed, opens_models
 from ballast.cli.output import comparison_tables, show, summary_tables
 from ballast.evaluate import compare as compare_folders
 from ballast.evaluate import measure as measure_model
@@ -17,6 +17,7 @@ from ballast.prompts import load_prompts
 from ballast.report import write_report
 
 
+@opens_models
 def measure(
     model: Model,
     out: Out,
@@ -28,13 +29,11 @@ def measure(
     patch: PatchFile = None,
     limit: Limit = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Attack success, over-refusal and utility; without any set, the built-in test sets."""
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, patch)
+    lm = opening.model(model, patch)
     named = safety or overrefusal or utility
     sets = {
         "safety": safety or (() if named else pipeline.SAFETY),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Limit, Model, Out, Pickle, RemoteCode, Revision, Seed, Stream, opened
+from ballast.cli.options import Limit, Model, Opening, Out, Seed, Stream, opens_models
 from ballast.cli.output import show, table
 from ballast.errors import UsageError
 from ballast.locate import METHODS, get_method
@@ -30,6 +30,7 @@ def _listed(wanted: bool) -> None:
         raise typer.Exit
 
 
+@opens_models
 def locate(
     model: Model,
     out: Out,
@@ -55,10 +56,8 @@ def locate(
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Rows per backward pass.", min=1)] = 8,
     checkpoint_seconds: Annotated[float, typer.Option(help="Least seconds between two saves of the state.")] = 60.0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
     stream: Stream = False,
     list_methods: Annotated[
         bool, typer.Option("--list", help="List the methods and exit.", is_eager=True, callback=_listed)
@@ -72,7 +71,7 @@ def locate(
     if utility_fraction is None:
         utility_fraction = 0.04 if chosen.granularity == "weight" else fraction
     ranked, within = _scope(scope), _layers(layers)
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None, stream)
+    lm = opening.model(model, stream=stream)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
     utility_sets = {name: load_prompts(name, limit=limit, seed=seed) for name in utility or []}
     if reads_responses(chosen):  # general refusals, the default for harmful prompts, would be read as usefulness

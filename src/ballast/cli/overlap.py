@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ballast.cli.options import Dtype, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Opening, Seed, opens_models
 from ballast.cli.output import percent, show, table
 from ballast.locate import overlap_report
 from ballast.locate.halves import SPLITS
@@ -17,6 +17,7 @@ from ballast.regions import RegionFile
 from ballast.regions.overlap import DRAWS
 
 
+@opens_models
 def overlap(
     regions: Annotated[list[Path], typer.Argument(help="Two or more region files.")],
     out: Annotated[Path | None, typer.Option(help="Folder for overlap.json.")] = None,
@@ -36,15 +37,13 @@ def overlap(
         bool, typer.Option("--other-weights", help="Also compare regions located on different weights.")
     ] = False,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Intersection over union of regions, beside chance, the size cap and, if asked for, the same-data ceiling."""
     files = {str(path): RegionFile.open(path) for path in regions}
     sets = [load_prompts(spec) for spec in prompts or []]
-    lm = opened(ceiling, dtype, revision, trust_remote_code, allow_pickle, None) if ceiling else None
+    lm = opening.model(ceiling) if ceiling else None
     report = overlap_report(
         files,
         prompts=sets,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
-from ballast.cli.options import Dtype, Model, Pickle, RemoteCode, Revision, opened
+from ballast.cli.options import Model, Opening, opens_models
 from ballast.cli.output import show, table
 from ballast.errors import PatchError
 from ballast.patches import Patch, export, export_adapter, stack
@@ -60,6 +60,7 @@ def diff(first: PatchPath, second: PatchPath) -> None:
 
 
 @patch_app.command("stack")
+@opens_models
 def stack_(
     model: Model,
     patches: Annotated[list[Path], typer.Argument(help="Patch files, in order.")],
@@ -67,14 +68,12 @@ def stack_(
     on_conflict: Annotated[
         str, typer.Option(help="For weights set to different values: error, last or sum (of the changes).")
     ] = "error",
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """One patch with the effect of several on their common base."""
     refuse_existing(out)
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
+    lm = opening.model(model)
     made = stack([Patch.load(path) for path in patches], lm.model, on_conflict=cast("OnConflict", on_conflict))
     made.patch.save(out)
     conflicts = {name: dataclasses.asdict(conflict) for name, conflict in made.conflicts.items()}
@@ -87,50 +86,47 @@ def stack_(
 
 
 @patch_app.command("apply")
+@opens_models
 def apply_(
     model: Model,
     patch: PatchPath,
     out: Folder,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Write a plain checkpoint with the patch applied, which any library opens."""
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
+    lm = opening.model(model)
     folder = export(lm, Patch.load(patch), out)
     show({"checkpoint": str(folder)}, (), f"Checkpoint: {folder}")
 
 
 @patch_app.command()
+@opens_models
 def revert(
     model: Model,
     patch: PatchPath,
     out: Folder,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Write a plain checkpoint with the patch taken back, bit for bit the original weights."""
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
+    lm = opening.model(model)
     Patch.load(patch).revert(lm.model)
     folder = export(lm, None, out)
     show({"checkpoint": str(folder)}, (), f"Checkpoint: {folder}")
 
 
 @patch_app.command("export-adapter")
+@opens_models
 def export_adapter_(
     model: Model,
     patch: PatchPath,
     out: Annotated[Path, typer.Option(help="New folder for the adapter.")],
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Write a patch of linear layers as a SHiRA adapter, which PEFT opens."""
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle)
+    lm = opening.model(model)
     found = export_adapter(lm, Patch.load(patch), out)
     show(
         {"adapter": str(out), **dataclasses.asdict(found)},

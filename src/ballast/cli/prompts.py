@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ballast.cli.options import Dtype, Limit, Model, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Limit, Model, Opening, Seed, opens_models
 from ballast.cli.output import show
 from ballast.errors import UsageError
 from ballast.evaluate.respond import respond
@@ -24,6 +24,7 @@ def _prompts() -> None:
 
 
 @prompts_app.command()
+@opens_models
 def answer(
     model: Model,
     prompts: Annotated[str, typer.Argument(help="A prompt set; harmful unless --harmless.", metavar="SET")],
@@ -34,10 +35,8 @@ def answer(
     ] = False,
     limit: Limit = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Write the responses that a set lacks: the model's own refusals, of harmless prompts its answers."""
     if out.suffix != ".jsonl":
@@ -45,7 +44,7 @@ def answer(
     if out.exists():
         raise UsageError(f"{out} is there already; give the name of a new file.")
     given = load_prompts(prompts, limit=limit, seed=seed)
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    lm = opening.model(model)
     found = respond(lm, given, harmless=harmless, system=system)
     write_text(out, JsonLines.text(row.model_dump(mode="json", exclude_none=True) for row in found.prompts))
     counts = dataclasses.asdict(found) | {"prompts": len(found.prompts), "out": str(out)}

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Model, Opening, Out, PatchFile, Seed, opens_models
 from ballast.cli.output import percent, show, table
 from ballast.errors import UsageError
 from ballast.patches import Patch
@@ -26,6 +26,7 @@ from ballast.tune.safe_lora import THRESHOLD
 from ballast.tune.settings import Objective, Variant
 
 
+@opens_models
 def harden(
     model: Model,
     region: Annotated[list[Path], typer.Argument(help="Region file, located on this model; several to choose among.")],
@@ -54,10 +55,8 @@ def harden(
         Variant, typer.Option(help="ours, or reference_code: as the authors' first code does, for comparison.")
     ] = HardenSettings.variant,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Teach refusal by tuning only the weights of a region; writes patch.safetensors."""
     settings = HardenSettings.of_given(
@@ -71,7 +70,7 @@ def harden(
         seed=seed,
     )
     weights = help_weight or [settings.help_weight]
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    lm = opening.model(model)
     regions = [Region.load(path) for path in region]
     prompts: dict[str, Any] = {
         "refusals": refusals or REFUSALS,
@@ -119,6 +118,7 @@ def _beside(record: dict[str, Any]) -> str:
     return f", {count:,} of them in norms and biases" if count else ""
 
 
+@opens_models
 def finetune(
     model: Model,
     data: Annotated[str, typer.Option(help="Prompts with responses: a file or the name of a set.")],
@@ -147,10 +147,8 @@ def finetune(
     overrefusal: Annotated[list[str] | None, typer.Option(help="Harmless prompts to measure on; repeat.")] = None,
     utility: Annotated[list[str] | None, typer.Option(help="Responses or choices to measure on; repeat.")] = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Fine-tune on your own data while a region keeps its bits; safety is measured before and after."""
     if (protect is None) != unprotected:
@@ -186,10 +184,7 @@ def finetune(
         safety=safety or SAFETY,
         overrefusal=overrefusal or OVER_REFUSAL,
         utility=utility or UTILITY,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
+        **opening._asdict(),
     )
     checkpoint = out / "finetune" / "model"
     whole = Region.load(out / "finetune" / "protected.safetensors") if drifting else region
@@ -197,6 +192,7 @@ def finetune(
     show({"checkpoint": str(checkpoint), "report": str(page)}, (), f"{kept}Checkpoint: {checkpoint}\nReport: {page}")
 
 
+@opens_models
 def merge(
     model: Model,
     adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter that PEFT saved.")],
@@ -209,10 +205,8 @@ def merge(
         float | None, typer.Option(help=f"Cosine up to which they are projected, {THRESHOLD} if not given.")
     ] = None,
     patch: PatchFile = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Merge a LoRA adapter while a region keeps its bits, or with Safe LoRA's projection; writes a plain checkpoint."""
     if (protect is None) == (safe_lora is None):
@@ -220,7 +214,7 @@ def merge(
     if threshold is not None and not safe_lora:
         raise UsageError("The option --threshold is of the projection; give --safe-lora BASE too.")
     require_unused(out, "checkpoint")
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, None)
+    lm = opening.model(model)
     region = Region.load(protect) if protect else None
     if region:
         region.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ballast import pipeline
-from ballast.cli.options import Dtype, Limit, Model, Out, PatchFile, Pickle, RemoteCode, Revision, Seed, opened
+from ballast.cli.options import Limit, Model, Opening, Out, PatchFile, Seed, opens_models
 from ballast.cli.output import GAP, interval, percent, show, table
 from ballast.patches import Patch
 from ballast.prompts import load_prompts
@@ -23,6 +23,7 @@ from ballast.validate.records import SafetyEffect
 UTILITY = ("builtin/answers",)
 
 
+@opens_models
 def validate(
     model: Model,
     region: Annotated[Path, typer.Argument(help="Region file, located on this model.")],
@@ -52,10 +53,8 @@ def validate(
     limit: Limit = None,
     patch: PatchFile = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: RemoteCode = False,
-    allow_pickle: Pickle = False,
+    *,
+    opening: Opening,
 ) -> None:
     """Disturb a region, and random ones, and see what it does; without a disturbance --ablate --noise 0.38."""
     named = ablate or noise or scale or transplant
@@ -75,13 +74,13 @@ def validate(
         "utility": utility or UTILITY,
     }
     loaded = {use: [load_prompts(spec, limit=limit, seed=seed) for spec in specs] for use, specs in sets.items()}
-    lm = opened(model, dtype, revision, trust_remote_code, allow_pickle, patch=None)
+    lm = opening.model(model)
     found = Region.load(region)
     if patch:  # the region was located on the model without it
         found.check_model(lm.fingerprints(), {name: value.shape for name, value in lm.model.named_parameters()})
         Patch.load(patch).apply(lm.model)
         found = carried(found, lm)
-    other = opened(transplant, dtype, None, trust_remote_code, allow_pickle, patch=None) if transplant else None
+    other = opening._replace(revision=None).model(transplant) if transplant else None
     validation = validate_region(
         lm, found, transplant=other, located_on=located_on or (), settings=settings, out=out, **loaded
     )
