@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,20 @@ def test_locate_leaves_out_what_utility_needs(
     assert pair["intersection"] == 0
     filled = value(capsys, "locate", checkpoint, *options, "--refill", "--out", tmp_path / "b")
     assert (filled["actual"], filled["refinement"]["removed"]) == (refined["eligible"] // 10, removed)
+
+
+def test_locate_counts_all_parameters(
+    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = sum(parameter.numel() for parameter in open_model(checkpoint).model.parameters())
+    options = ("--prompts", prompts, "--method", "magnitude", "--fraction", "0.013", "--of-all")
+    found = value(capsys, "locate", checkpoint, *options, "--out", tmp_path / "a")
+    assert found["actual"] == math.floor(Fraction("0.013") * parameters) > math.floor(0.013 * found["eligible"])
+    for more in (("--method", "neurons"), ("--fraction", "1")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["locate", str(checkpoint), *map(str, options), *more, "--out", str(tmp_path / "b")])
+        print(capsys.readouterr().err)
+        assert stopped.value.code == 2
 
 
 def test_locate_streams(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

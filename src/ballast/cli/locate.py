@@ -13,13 +13,13 @@ from ballast import pipeline
 from ballast.cli.options import Limit, Model, Opening, Out, Seed, Stream, opens_models
 from ballast.cli.output import show, table
 from ballast.errors import UsageError
-from ballast.locate import METHODS, get_method
+from ballast.locate import METHODS, WeightScores, get_method
 from ballast.locate import locate as locate_scores
 from ballast.locate.registry import reads_responses
 from ballast.prompts import answered, available_sets, load_prompts
 from ballast.regions import Region, exact_fraction, refine
 from ballast.regions.refine import union_of
-from ballast.regions.selection import Scope
+from ballast.regions.selection import DEFAULT_FRACTION, Scope
 from ballast.regions.unit_selection import UnitScope
 from ballast.runs import RunDirectory, read_json, write_json
 
@@ -40,6 +40,9 @@ def locate(
     fraction: Annotated[
         float | None, typer.Option(help="Share of what is scored, in (0, 1]; 0.01, or the method's own choice.")
     ] = None,
+    of_all: Annotated[
+        bool, typer.Option("--of-all", help="The fraction is one of all parameters, embeddings included.")
+    ] = False,
     scope: Annotated[
         str | None,
         typer.Option(help="global, per_layer, per_tensor or per_row; of units per_kind, per_layer or global."),
@@ -70,6 +73,8 @@ def locate(
             exact_fraction(share)
     if utility_fraction is None:
         utility_fraction = 0.04 if chosen.granularity == "weight" else fraction
+    if of_all and chosen.granularity != "weight":
+        raise UsageError(f"{method} scores {chosen.granularity}s; --of-all is for methods that score weights.")
     ranked, within = _scope(scope), _layers(layers)
     lm = opening.model(model, stream=stream)
     prompt_set = load_prompts(prompts, limit=limit, seed=seed)
@@ -85,6 +90,8 @@ def locate(
         "seed": seed,
         "batch_size": batch_size,
     }
+    if of_all:
+        settings["of_all"] = True
     if utility_sets:
         settings |= {"utility_fraction": utility_fraction, "refill": refill}
     inputs = {"model": lm.identity(), "prompts": prompt_set.identity()}
@@ -109,7 +116,12 @@ def locate(
     if not run.is_done("locate"):
         with run.step("locate"):
             scores = scored(prompt_set)
-            region = scores.select(fraction, scope=ranked, layers=within)
+            share = (
+                scores.share_of_all(DEFAULT_FRACTION if fraction is None else fraction)
+                if of_all and isinstance(scores, WeightScores)
+                else fraction
+            )
+            region = scores.select(share, scope=ranked, layers=within)
             if utility_sets:
                 useful = [Region.load(out / f"utility-{number}.safetensors") for number in range(len(utility_sets))]
                 region.save(out / "located.safetensors")
@@ -117,7 +129,7 @@ def locate(
                 write_json(out / "refinement.json", refined.summary())
                 region = refined.region
                 if refill:
-                    region = scores.select(fraction, scope=ranked, layers=within, outside=union_of(useful))
+                    region = scores.select(share, scope=ranked, layers=within, outside=union_of(useful))
             pipeline.save_region(region, out)
             checkpoint.unlink(missing_ok=True)
         run.finish()

@@ -93,7 +93,7 @@ class DifferentiableJudge:
         "ours: the judge reads the mixture in its own template and, also where the vocabularies coincide, in its own "
         "tokens, aligned by bytes; log-odds, 64 new tokens instead of 256, the template's system message, fp32 sums "
         "divided by the number of prompts, a gradient that is not finite is an error; variant reference_code switches "
-        "the peculiarities of the authors' code on, but of_all, include_lm_head, name_filter, 256 tokens, the system "
+        "the peculiarities of the authors' code on, but include_lm_head, name_filter, 256 tokens, the system "
         "message and the global random state"
     )
     needs: ClassVar[str] = "harmful prompts; a judge with weights"

@@ -8,7 +8,7 @@ expert read which token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -48,13 +48,16 @@ class Reader(NamedTuple):
 
     Attributes:
         weigh: Weight of each position of a batch, (B, T); a position of weight 0 is not shown.
-        see: Called with the inputs at the other positions, N of them, and their weights (N,).
+        see: Called with the inputs at the other positions, N of them, and their weights (N,). Projections that read the
+            same are shown the same tensor, one after the other.
         end: Called when a batch has been read.
+        parameters: Names of those whose inputs are wanted; None for all.
     """
 
     weigh: Callable[[TokenBatch], torch.Tensor]
     see: Callable[[Inputs, torch.Tensor], None]
     end: Callable[[], None] = lambda: None
+    parameters: Collection[str] | None = None
 
 
 def read_inputs(lm: LanguageModel, rows: Sequence[WeightedRow], batch_size: int, readers: Sequence[Reader]) -> None:
@@ -90,20 +93,45 @@ def counted_inputs(lm: LanguageModel, batch: TokenBatch, readers: Sequence[Reade
     Raises:
         ModelError: See `observed_inputs`.
     """
-    weighed = [(reader.weigh(batch).flatten(), reader.see) for reader in readers]
+    watching = [_Watch(reader, reader.weigh(batch).flatten()) for reader in readers]
 
     def show(inputs: Inputs) -> None:
-        for weights, see in weighed:
-            counted = weights if inputs.tokens is None else weights[inputs.tokens]
-            kept = counted.nonzero().squeeze(1)
-            tokens = kept if inputs.tokens is None else inputs.tokens[kept]
-            shares = None if inputs.shares is None else inputs.shares[kept]
-            see(inputs._replace(values=inputs.values[kept], tokens=tokens, shares=shares), counted[kept])
+        for watch in watching:
+            watch.show(inputs)
 
     with observed_inputs(lm, show):
         yield
     for reader in readers:
         reader.end()
+
+
+class _Watch:
+    """Cuts what a reader is shown of one batch down to the positions that count for it."""
+
+    def __init__(self, reader: Reader, weights: torch.Tensor) -> None:
+        self._reader = reader
+        self._weights = weights  # (B * T,)
+        self._counted = weights.nonzero().squeeze(1)
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # what the last projection read, and its cut
+
+    def show(self, inputs: Inputs) -> None:
+        if self._reader.parameters is not None and inputs.part.name not in self._reader.parameters:
+            return
+        if inputs.tokens is None:
+            kept = inputs._replace(values=self._cut(inputs.values), tokens=self._counted)
+            self._reader.see(kept, self._weights[self._counted])
+            return
+        counted = self._weights[inputs.tokens]
+        places = counted.nonzero().squeeze(1)
+        shares = None if inputs.shares is None else inputs.shares[places]
+        kept = inputs._replace(values=inputs.values[places], tokens=inputs.tokens[places], shares=shares)
+        self._reader.see(kept, counted[places])
+
+    def _cut(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows that count; query, key and value projections read one tensor, which is cut once."""
+        if self._last is None or not self._last[0].is_set_to(values):
+            self._last = values, values[self._counted]
+        return self._last[1]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from ballast.regions import (
     select_top,
 )
 from ballast.regions.refine import outside_of
-from ballast.regions.selection import DEFAULT_FRACTION, Scope
+from ballast.regions.selection import DEFAULT_FRACTION, Scope, exact_fraction
 from ballast.regions.threshold import Direction
 from ballast.regions.unit_selection import UnitScope
 from ballast.shards import whole
@@ -155,6 +155,24 @@ class WeightScores(Scores):
         )
         metadata = self._metadata(found.indices, self.values, outside, selection=found.record, layout=found.layout)
         return Region(found.indices, metadata)
+
+    def share_of_all(self, fraction: Fraction | float | str) -> Fraction:
+        """The fraction to `select` for a share of all the model's parameters, as the first public code of ESI counts.
+
+        Args:
+            fraction: Share of all parameters, embeddings, norms and biases included and tied ones counted once.
+
+        Raises:
+            UsageError: The share is outside of (0, 1], or is more than all that was scored.
+        """
+        parameters = sum(part.numel for part in self.lm.parts)
+        scored = sum(self.lm.parts.by_name(name).numel for name in self.values)
+        share = exact_fraction(fraction) * parameters / scored
+        if share > 1:
+            raise UsageError(
+                f"{fraction} of all {parameters:,} parameters is more than the {scored:,} scored ones; ask for less."
+            )
+        return share
 
     def cells(self) -> list[dict[str, Any]]:
         """Rows `layer`, `role`, `size`, `mass` (sum of the scores), in order of layer and role."""

@@ -76,9 +76,14 @@ class Wanda:
             part.name: torch.zeros(_input_shape(part), device=task.lm.device) for part in task.lm.parts.eligible()
         }
 
+        read, sums = torch.empty(0), torch.empty(0)  # the last inputs, and their squares summed
+
         def see(inputs: Inputs, weights: torch.Tensor) -> None:
+            nonlocal read, sums
+            if inputs.values is not read:
+                read, sums = inputs.values, weights @ inputs.values.float().square()
             where = squares[inputs.part.name]
-            (where if inputs.expert is None else where[inputs.expert]).add_(weights @ inputs.values.float().square())
+            (where if inputs.expert is None else where[inputs.expert]).add_(sums)
 
         task.inputs(rows, Reader(self._position_weights, see))
         return squares

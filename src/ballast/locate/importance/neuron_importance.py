@@ -84,7 +84,12 @@ class Importances:
             mask, tables = batch.attention_mask, self._zeros(batch)
             return mask
 
-        return Reader(begin, lambda inputs, _: self._outputs.add(inputs, mask, tables), lambda: take(tables))
+        return Reader(
+            begin,
+            lambda inputs, _: self._outputs.add(inputs, mask, tables),
+            lambda: take(tables),
+            {name for name, _ in self._outputs.readers},
+        )
 
     @torch.no_grad()
     def of(self, batch: TokenBatch) -> list[torch.Tensor]:
