@@ -116,12 +116,12 @@ def locate(
     if not run.is_done("locate"):
         with run.step("locate"):
             scores = scored(prompt_set)
-            share = (
+            selected = (
                 scores.share_of_all(DEFAULT_FRACTION if fraction is None else fraction)
                 if of_all and isinstance(scores, WeightScores)
                 else fraction
             )
-            region = scores.select(share, scope=ranked, layers=within)
+            region = scores.select(selected, scope=ranked, layers=within)
             if utility_sets:
                 useful = [Region.load(out / f"utility-{number}.safetensors") for number in range(len(utility_sets))]
                 region.save(out / "located.safetensors")
@@ -129,7 +129,7 @@ def locate(
                 write_json(out / "refinement.json", refined.summary())
                 region = refined.region
                 if refill:
-                    region = scores.select(share, scope=ranked, layers=within, outside=union_of(useful))
+                    region = scores.select(selected, scope=ranked, layers=within, outside=union_of(useful))
             pipeline.save_region(region, out)
             checkpoint.unlink(missing_ok=True)
         run.finish()
