@@ -98,6 +98,13 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_without_peft_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(UsageError, match="pip install 'ballast-llm"):
+        finetune(tiny_lm(), TASK, protect=None, lora=LORA, out=tmp_path, settings=SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_gates_and_routers_are_not_adapted(tmp_path: Path) -> None:
     """A gate of shared experts is a linear layer, but no projection, so it could not be merged."""
     config = Qwen2MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)

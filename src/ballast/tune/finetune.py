@@ -24,7 +24,7 @@ from ballast.runs import RunDirectory
 from ballast.tune.anchor import Anchor
 from ballast.tune.drifting import drifting
 from ballast.tune.finetune_settings import FinetuneSettings
-from ballast.tune.lora import LoraSettings, save_adapter
+from ballast.tune.lora import LoraSettings, require_peft, save_adapter
 from ballast.tune.merge import merge_adapter, merge_protected
 from ballast.tune.rows import tokenized
 from ballast.tune.safety_preserving import require_values
@@ -144,6 +144,8 @@ def _check(
 ) -> None:
     if settings.drifting and not protect:
         raise UsageError("The most drifting weights are taken from a region; give one to protect.")
+    if lora:
+        require_peft()
     if lora and (anchor or settings.drifting):
         raise UsageError(
             "With LoRA the model's own weights do not move while training, so nothing can be anchored or probed for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -43,6 +44,16 @@ class LoraSettings:
             raise UsageError(f"The LoRA setting dropout is {self.dropout}; it is a share, in [0, 1).")
 
 
+def require_peft() -> None:
+    """Refuse to start without the package that adapters are made by.
+
+    Raises:
+        UsageError: PEFT is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError("Training with LoRA needs an extra package; run `pip install 'ballast-llm[lora]'`.")
+
+
 def adapted_modules(lm: LanguageModel) -> list[str]:
     """The linear modules that hold an eligible projection; not routers and gates of shared experts."""
     owners = (part.name.rpartition(".")[0] for part in lm.parts.eligible())
@@ -58,13 +69,9 @@ def with_adapter(model: PreTrainedModel, modules: Sequence[str], settings: LoraS
         settings: See `LoraSettings`.
         seed: Of the factors.
 
-    Raises:
-        UsageError: PEFT is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UsageError("Training with LoRA needs an extra package; run `pip install 'ballast-llm[lora]'`.") from error
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
