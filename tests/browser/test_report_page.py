@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 from ballast.report import write_report
+from tests.browser.driving import WIDTHS, console, misfitting, outside, unresolved, visit
 from tests.report.artefacts import HARMFUL_ANSWER, NASTY, make_measurement, make_run
 
 pytestmark = pytest.mark.browser
 
-WIDTHS = {"desktop": 1280, "phone": 390}
 # The marks that each figure must have drawn: CSS selector within the figure and how many there must be.
 MARKS = {
     "figure-safety": {".scatterlayer .point": 6, ".errorbar path": 6},
@@ -31,37 +26,8 @@ MARKS = {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=Service(driver)) as chrome:
-        yield chrome
-
-
-@pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(make_run(tmp_path_factory.mktemp("run")))
-
-
-def visit(browser: webdriver.Chrome, page: Path, width: int, scheme: str = "light") -> None:
-    """Open the page at a width in CSS pixels and wait until every figure is drawn."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    colours = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", colours)
-    browser.get(page.as_uri())
-    WebDriverWait(browser, 60).until(lambda chrome: chrome.find_elements(By.CSS_SELECTOR, "body[data-drawn]"))
-
-
-def console(browser: webdriver.Chrome) -> list[str]:
-    driver: Any = browser  # selenium gives its logs no types
-    return [entry["message"] for entry in driver.get_log("browser")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -75,33 +41,20 @@ def test_every_figure_is_drawn(browser: webdriver.Chrome, page: Path, width: int
             found = figures[name].find_elements(By.CSS_SELECTOR, selector)
             assert len(found) >= count, (name, selector)
             assert all(mark.rect["width"] + mark.rect["height"] > 0 for mark in found), (name, selector)
-    unresolved = browser.execute_script(
-        "return [...document.querySelectorAll('.drawing')]"
-        ".filter((e) => e.innerHTML.includes('var(--')).map((e) => e.id)"
-    )
-    assert unresolved == [], "every colour is resolved"
+    assert unresolved(browser) == [], "every colour is resolved"
     assert console(browser) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_the_page_never_scrolls_sideways(browser: webdriver.Chrome, page: Path, width: int) -> None:
     visit(browser, page, width)
-    root = "document.documentElement"
-    assert browser.execute_script(f"return {root}.scrollWidth - {root}.clientWidth") == 0
-    outside = browser.execute_script(
-        "return [...document.querySelectorAll('main figure, main .table, main .panel, main .flip')]"
-        ".filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.outerHTML.slice(0, 80))"
-    )
-    assert outside == []
+    assert outside(browser) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_figures_fit_their_panels(browser: webdriver.Chrome, page: Path, width: int) -> None:
     visit(browser, page, width)
-    for figure in browser.find_elements(By.CSS_SELECTOR, ".drawing"):
-        drawing = figure.find_element(By.CSS_SELECTOR, "svg.main-svg")
-        assert drawing.rect["width"] == pytest.approx(figure.rect["width"], abs=1)
-        assert drawing.rect["height"] == pytest.approx(figure.rect["height"], abs=1)
+    assert misfitting(browser) == []
 
 
 def test_harmful_answers_are_hidden_until_clicked(browser: webdriver.Chrome, page: Path) -> None:

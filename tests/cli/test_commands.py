@@ -95,21 +95,27 @@ def test_overlap_beside_its_ceiling(
         options = ("--prompts", words, "--method", "wanda", "--fraction", "0.1", "--out", tmp_path / name)
         printed(capsys, "locate", checkpoint, *options)
         files.append(tmp_path / name / "region.safetensors")
-    options = ("--ceiling", checkpoint, "--splits", "2", "--prompts", prompts, "--prompts", others)
+    sizes = ("--sizes", "1", "--sizes", "2")
+    options = ("--ceiling", checkpoint, "--splits", "2", *sizes, "--prompts", prompts, "--prompts", others)
     out = tmp_path / "overlap"
     text = printed(capsys, "overlap", *files, *options, "--out", out)
     assert "Overlap at half the prompts" in text
+    assert "Disjoint samples of the prompts" in text
     report = value(capsys, "overlap", *files, *options, "--out", out)
     assert report == json.loads((out / "overlap.json").read_text())
     [pair] = report["pairs"]
     assert pair["corrected"]["splits"] == 2
     assert [one["splits"] for one in report["ceilings"]] == [2, 2]
+    assert [[row["prompts"] for row in rows] for rows in report["convergence"]] == [[1, 2], [1, 2]]
     assert pair["prompts"]["same_set"] is False
     assert "Shared prompts are unknown for 1 pairs" in printed(capsys, "overlap", *files)
     with pytest.raises(SystemExit) as stopped:
         main(["overlap", *map(str, (*files, *options))])
     assert stopped.value.code == 2
     assert "give a folder with --out" in capsys.readouterr().err
+    page = Path(value(capsys, "report", out)["report"]).read_text()
+    for figure in ("between", "difference-1-2", "parts-1-2", "convergence"):
+        assert f'id="figure-{figure}"' in page
 
 
 def test_locate_leaves_out_what_utility_needs(

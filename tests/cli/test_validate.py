@@ -67,6 +67,10 @@ def test_every_disturbance(
     ]
     assert len(found["findings"]) == 4
     assert found["other"] == "other"
+    page = Path(value(capsys, "report", tmp_path / "v")["report"]).read_text()
+    for figure in ("rates-1-1", "rates-1-2", "utility-1-1", "rates-2", "degenerate-3", "utility-4"):
+        assert f'id="figure-{figure}"' in page
+    assert all(one["sentence"].partition(" (")[0] in page for one in found["findings"])
 
 
 def test_a_patched_model_and_its_base(

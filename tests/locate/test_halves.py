@@ -126,6 +126,27 @@ def test_a_report_says_what_the_parts_say(regions, tmp_path):
     assert len(list((tmp_path / "halves").iterdir())) == 2 * (2 + 3) * 2
 
 
+def test_samples_of_growing_size_are_the_convergence_of_each_region(regions, tmp_path):
+    options = {"prompts": [WORDS, OTHERS], "splits": 2, "sizes": (1, 4), "seed": 3}
+    found = overlap_report(regions, ceiling=tiny_lm(), out=tmp_path, **options)
+    assert found == read_json(tmp_path / "overlap.json")
+    for prompts, rows in zip((WORDS, OTHERS), found["convergence"], strict=True):
+        alone = convergence(tiny_lm(), prompts, "wanda", 0.1, sizes=(1, 4), splits=2, seed=3)
+        # `locate` has the seed of each region, which wanda does not use
+        assert rows == [row._asdict() for row in alone]
+    assert len(list((tmp_path / "halves").iterdir())) == 2 * (2 + 2 * 2) * 2
+    without = overlap_report(regions, ceiling=tiny_lm(), out=tmp_path / "without", **{**options, "sizes": ()})
+    assert {**found, "convergence": None} == {**without, "convergence": None}
+
+
+def test_regions_are_described_by_model_and_cells(regions):
+    found = overlap_report(regions)
+    for row, region in zip(found["regions"], regions.values(), strict=True):
+        assert row["model"] == tiny_lm().name
+        assert row["cells"] == region.cells()
+        assert row["weights"] == len(region)
+
+
 def test_a_stopped_report_continues_to_the_same_numbers(regions, tmp_path, monkeypatch):
     options = {"prompts": [WORDS, OTHERS], "splits": 2}
     whole = overlap_report(regions, ceiling=tiny_lm(), out=tmp_path / "whole", **options)
@@ -153,6 +174,11 @@ def test_what_cannot_be_reported_is_refused(regions, tmp_path):
         overlap_report(regions, prompts=[WORDS], ceiling=tiny_lm(), out=tmp_path)
     with pytest.raises(RegionError, match="holds other values"):
         overlap_report(regions, prompts=[WORDS, OTHERS], ceiling=tiny_lm(seed=1), out=tmp_path)
+    with pytest.raises(UsageError, match="name it with --ceiling"):
+        overlap_report(regions, sizes=(2,))
+    with pytest.raises(UsageError, match="give more prompts or ask for fewer"):
+        overlap_report(regions, prompts=[WORDS, OTHERS], ceiling=tiny_lm(), sizes=(2, 5), out=tmp_path / "large")
+    assert not (tmp_path / "large" / "halves").exists()
     assert overlap_report(regions)["pairs"][0]["prompts"] is None
 
 

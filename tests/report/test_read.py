@@ -8,6 +8,8 @@ from ballast.errors import RunError
 from ballast.report.read import gather, read_completions
 from ballast.runs import read_json, sha256_file, write_json
 from tests.report.artefacts import make_measurement, make_region, make_run, make_training
+from tests.report.overlaps import make_overlap
+from tests.report.validations import make_validation
 
 
 def test_a_complete_run_is_read_whole(tmp_path: Path) -> None:
@@ -29,10 +31,29 @@ def test_missing_parts_are_none_and_named(tmp_path: Path) -> None:
     assert found.missing == ("manifest", "comparison", "region", "training", "patch")
 
 
-@pytest.mark.parametrize("make", [make_region, make_training, make_measurement])
+@pytest.mark.parametrize("make", [make_region, make_training, make_measurement, make_overlap, make_validation])
 def test_any_one_part_is_enough(tmp_path: Path, make: object) -> None:
     assert callable(make)
     gather(make(tmp_path))
+
+
+@pytest.mark.parametrize(("make", "part"), [(make_overlap, "overlap"), (make_validation, "validation")])
+def test_an_overlap_or_a_validation_is_whole_by_itself(tmp_path: Path, make: object, part: str) -> None:
+    assert callable(make)
+    found = gather(make(tmp_path))
+    assert getattr(found, part) is not None
+    assert found.missing == ()
+    (tmp_path / "run.json").unlink()
+    assert gather(tmp_path).missing == ("manifest",)
+
+
+def test_an_overlap_of_another_form_is_refused(tmp_path: Path) -> None:
+    make_overlap(tmp_path)
+    found = read_json(tmp_path / "overlap.json")
+    del found["regions"][1]["cells"]
+    write_json(tmp_path / "overlap.json", found)
+    with pytest.raises(RunError, match=r"overlap\.json is damaged \(regions\.1\.cells: "):
+        gather(tmp_path)
 
 
 def test_a_folder_without_artefacts_is_refused(tmp_path: Path) -> None:

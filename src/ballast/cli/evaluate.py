@@ -14,7 +14,7 @@ from ballast.evaluate import compare as compare_folders
 from ballast.evaluate import measure as measure_model
 from ballast.evaluate.measure import DEFAULT_JUDGES
 from ballast.prompts import load_prompts
-from ballast.report import write_report
+from ballast.report import write_figures, write_report
 
 
 @opens_models
@@ -55,7 +55,14 @@ def compare(
     show(comparison.model_dump(mode="json"), comparison_tables(comparison))
 
 
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    figures: Annotated[
+        Path | None, typer.Option(help="Also a folder for every figure of the page as SVG and PDF, for papers.")
+    ] = None,
+) -> None:
     """Write report.html, one page about a run."""
     page = write_report(run)
-    show({"report": str(page)}, (), f"Report: {page}")
+    drawn = [str(path) for path in write_figures(run, figures)] if figures else []
+    text = f"\nFigures: {len(drawn)} files in {figures}" if drawn else ""
+    show({"report": str(page), "figures": drawn}, (), f"Report: {page}{text}")

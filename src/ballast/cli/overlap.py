@@ -29,6 +29,10 @@ def overlap(
     resamples: Annotated[
         int, typer.Option(help="Halvings with prompts drawn again, for an interval; at least 2.", min=0)
     ] = 0,
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option(help="Also locate again on disjoint samples of so many prompts; repeat for more sizes.", min=1),
+    ] = None,
     prompts: Annotated[
         list[str] | None, typer.Option(help="A set that a region was located on, if it was read from a file; repeat.")
     ] = None,
@@ -50,6 +54,7 @@ def overlap(
         ceiling=lm,
         splits=splits,
         resamples=resamples,
+        sizes=sizes or (),
         draws=draws,
         seed=seed,
         other_weights=other_weights,
@@ -94,6 +99,14 @@ def overlap_tables(report: dict[str, Any]) -> list[Table]:
     if corrected:
         columns = ("regions", "IoU, %", "chance, %", "ceiling, %", "corrected, % [95 %]")
         tables.append(table("Overlap at half the prompts", columns, corrected))
+    if "convergence" in report:
+        grown = [
+            [name, str(row["prompts"]), *(percent(row[share]) for share in ("iou", "lowest", "highest", "chance"))]
+            for name, rows in zip(names, report["convergence"], strict=True)
+            for row in rows
+        ]
+        sampled = ("region", "prompts a side", "IoU, %", "lowest, %", "highest, %", "chance, %")
+        tables.append(table("Disjoint samples of the prompts", sampled, grown))
     if len(names) > 2 and report["agreement"]:
         agreed = [
             (str(row["at_least"]), f"{row['weights']:,}", f"{row['chance']:,.0f}", percent(row["stability"]))

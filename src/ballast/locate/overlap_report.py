@@ -19,6 +19,7 @@ from ballast.prompts.overlap import near_duplicates
 from ballast.regions import Region, RegionFile
 from ballast.regions.ceiling import Halves, ceiling_of, corrected_overlap
 from ballast.regions.consensus import agreement
+from ballast.regions.layout import cells_of
 from ballast.regions.overlap import DRAWS, AllOverlap, PairOverlap, overlaps
 from ballast.regions.region import require_weights
 from ballast.runs import RunDirectory, write_json
@@ -34,6 +35,7 @@ def overlap_report(
     ceiling: LanguageModel | None = None,
     splits: int = SPLITS,
     resamples: int = 0,
+    sizes: Sequence[int] = (),
     draws: int = DRAWS,
     seed: int = 0,
     other_weights: bool = False,
@@ -48,6 +50,8 @@ def overlap_report(
         splits: Random halvings of each set.
         resamples: Halvings with prompts drawn again, for the interval of the corrected overlap; each costs as much as a
             split.
+        sizes: Also locate each region again on disjoint samples of 8, 16, 32 ... of its prompts; `splits` pairs of
+            samples each.
         draws: Shuffles of the permutation test.
         seed: Of halvings, resamples and shuffles.
         other_weights: Also compare regions located on different weights of one architecture.
@@ -57,20 +61,23 @@ def overlap_report(
         What `overlap.json` holds, see `docs/overlap.md`.
 
     Raises:
-        UsageError: Fewer than two regions, or halves are asked for without a folder.
+        UsageError: Fewer than two regions, halves are asked for without a folder, sizes without a ceiling, or a set has
+            fewer prompts than they need.
         RegionError: Regions that cannot be compared, or that cannot be located again.
         PromptError: The ceiling is asked for and the prompts of a region are not at hand.
     """
     if ceiling is not None and out is None:
         raise UsageError("A ceiling takes many calls of locate; give a folder with --out where they are kept.")
+    if sizes and ceiling is None:
+        raise UsageError("Samples of growing size are located again on the model; name it with --ceiling.")
     compared = list(regions.values())
     found = _prompts(compared, prompts, required=ceiling is not None)
     pairs_of_prompts = _shared_prompts(found)
     run = None
     if out is not None:
-        settings = {"draws": draws, "seed": seed, "other_weights": other_weights}
+        settings: dict[str, Any] = {"draws": draws, "seed": seed, "other_weights": other_weights}
         if ceiling is not None:
-            settings |= {"splits": splits, "resamples": resamples}
+            settings |= {"splits": splits, "resamples": resamples} | ({"sizes": list(sizes)} if sizes else {})
         inputs = {"regions": {name: region.region_id for name, region in regions.items()}}
         run = RunDirectory.open(Path(out), "overlap", settings, inputs)
     pairs, of_all, agreed = _compared(compared, draws, seed, other_weights)
@@ -80,29 +87,28 @@ def overlap_report(
         for pair, p, shared in zip(pairs, adjusted, pairs_of_prompts, strict=True)
     ]
     report: dict[str, Any] = {
-        "regions": [
-            {
-                "name": name,
-                "region_id": region.region_id,
-                "method": region.metadata.method,
-                "granularity": region.metadata.granularity,
-                "prompts": region.metadata.prompts.model_dump() if region.metadata.prompts else None,
-                "weights": sum(map(len, region.indices.values())),
-                "eligible": region.metadata.eligible,
-            }
-            for name, region in regions.items()
-        ],
+        "regions": [_described(name, region) for name, region in regions.items()],
         "pairs": rows,
         "all": of_all._asdict(),
         "agreement": agreed,
     }
     if ceiling is not None and run is not None:
-        halves = located_again(ceiling, compared, [one for one in found if one], splits, resamples, seed, run)
-        report["ceilings"] = [ceiling_of(one[:splits], halves_size(found))._asdict() for one in halves]
+        sets = [one for one in found if one]
+        half = halves_size(sets)
+        pairs_of = [
+            [
+                *split_prompts(one, half, splits, seed),
+                *resample_halves(one, half, resamples, seed),
+                *(pair for size in sizes for pair in split_prompts(one, size, splits, seed)),
+            ]
+            for one in sets
+        ]
+        again = located_again(ceiling, compared, pairs_of, run)
+        report["ceilings"] = [ceiling_of(one[:splits], half)._asdict() for one in again]
         for row in rows:
-            one, other = halves[row["first"]], halves[row["second"]]
-            drawn = list(zip(one[splits:], other[splits:], strict=True))
-            row["corrected"] = corrected_overlap(one[:splits], other[:splits], drawn)._asdict()
+            row["corrected"] = _corrected(again[row["first"]], again[row["second"]], splits, resamples)
+        if sizes:
+            report["convergence"] = [_convergence(one[splits + resamples :], sizes, splits) for one in again]
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))  # lists for tuples, as in the file
     if run is not None:
         write_json(run.path / "overlap.json", plain)
@@ -110,38 +116,31 @@ def overlap_report(
     return plain
 
 
-def halves_size(sets: Sequence[PromptSet | None]) -> int:
+def halves_size(sets: Sequence[PromptSet]) -> int:
     """Prompts on each side: half of the smallest set, the same for all."""
-    return min(len(one) for one in sets if one) // 2
+    return min(map(len, sets)) // 2
 
 
 def located_again(
     lm: LanguageModel,
     regions: Sequence[Compared],
-    sets: Sequence[PromptSet],
-    splits: int,
-    resamples: int,
-    seed: int,
+    samples: Sequence[Sequence[tuple[PromptSet, PromptSet]]],
     run: RunDirectory,
 ) -> list[list[Halves]]:
-    """The regions of all halves of every region's prompts, splits first; finished ones are read from the folder.
+    """Each region located again on both sides of all its pairs of samples; finished ones are read from the folder.
 
     Raises:
         RegionError: A region belongs to other weights, or cannot be located again.
-        UsageError: The smallest set has fewer than two prompts, or there is no split.
     """
     shapes = {name: tuple(value.shape) for name, value in lm.model.named_parameters()}
     fingerprints = lm.fingerprints()
     for region in regions:
         require_weights(region.indices, region.metadata, fingerprints, shapes)
     recipes = [Recipe.of(region.metadata) for region in regions]
-    size = halves_size(sets)
     jobs = [
         (number, place, side, part)
-        for number, prompts in enumerate(sets)
-        for place, pair in enumerate(
-            [*split_prompts(prompts, size, splits, seed), *resample_halves(prompts, size, resamples, seed)]
-        )
+        for number, pairs in enumerate(samples)
+        for place, pair in enumerate(pairs)
         for side, part in enumerate(pair)
     ]
 
@@ -153,8 +152,38 @@ def located_again(
         with run.step(f"half {number}-{place}-{side}"):
             recipes[number].located(lm, part).save(path(number, place, side))
     return [
-        [Halves(*(Region.load(path(number, place, side)) for side in (0, 1))) for place in range(splits + resamples)]
-        for number in range(len(regions))
+        [Halves(*(Region.load(path(number, place, side)) for side in (0, 1))) for place in range(len(pairs))]
+        for number, pairs in enumerate(samples)
+    ]
+
+
+def _described(name: str, region: Compared) -> dict[str, Any]:
+    """A region as a reader of the report needs it."""
+    metadata = region.metadata
+    cells = cells_of(region.indices, metadata.layout)
+    return {
+        "name": name,
+        "region_id": region.region_id,
+        "model": metadata.model.name,
+        "method": metadata.method,
+        "granularity": metadata.granularity,
+        "prompts": metadata.prompts.model_dump() if metadata.prompts else None,
+        "weights": sum(cell["selected"] for cell in cells),
+        "eligible": metadata.eligible,
+        "cells": cells,
+    }
+
+
+def _corrected(one: Sequence[Halves], other: Sequence[Halves], splits: int, resamples: int) -> dict[str, Any]:
+    """Two regions at half the prompts; the splits of each come first, then its resamples."""
+    drawn = zip(one[splits : splits + resamples], other[splits : splits + resamples], strict=True)
+    return corrected_overlap(one[:splits], other[:splits], list(drawn))._asdict()
+
+
+def _convergence(pairs: Sequence[Halves], sizes: Sequence[int], splits: int) -> list[dict[str, Any]]:
+    """How alike the regions of disjoint samples are, by their size; `splits` pairs per size, in their order."""
+    return [
+        ceiling_of(pairs[place * splits : (place + 1) * splits], size)._asdict() for place, size in enumerate(sizes)
     ]
 
 

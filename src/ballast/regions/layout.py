@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, Self
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -119,3 +120,22 @@ def layout_of(parts: Iterable[PartLike], names: Iterable[str]) -> Layout:
             expert_dim=part.expert_dim,
         )
     return layout
+
+
+def cells_of(indices: Mapping[str, Sized], layout: Layout) -> list[dict[str, Any]]:
+    """Rows `layer`, `role`, `selected`, `size`: weights selected and weights there, in order of layer and role.
+
+    Args:
+        indices: Flat indices (k,) by parameter name; each parameter is read once.
+        layout: Every parameter that could have been selected.
+    """
+    sizes: dict[tuple[int | None, str], list[int]] = defaultdict(lambda: [0, 0])
+    for name, tensor in layout.items():
+        cell = sizes[tensor.layer, tensor.role]
+        cell[0] += len(indices.get(name, ()))
+        cell[1] += tensor.numel
+    ordered = sorted(sizes, key=lambda cell: (cell[0] is None, cell[0] or 0, cell[1]))
+    return [
+        {"layer": layer, "role": role, "selected": sizes[layer, role][0], "size": sizes[layer, role][1]}
+        for layer, role in ordered
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +15,7 @@ import torch
 
 from ballast.errors import RegionError
 from ballast.regions.arrays import Counts, Indices, index_type
-from ballast.regions.layout import Layout
+from ballast.regions.layout import Layout, cells_of
 from ballast.regions.metadata import RegionMetadata, merged_fingerprints
 from ballast.regions.storage import read_region, write_region
 
@@ -115,17 +114,8 @@ class Region:
         return counts
 
     def cells(self) -> list[dict[str, Any]]:
-        """Rows `layer`, `role`, `selected`, `size`: weights selected and weights there, in order of layer and role."""
-        sizes: dict[tuple[int | None, str], list[int]] = defaultdict(lambda: [0, 0])
-        for name, tensor in self.layout.items():
-            cell = sizes[tensor.layer, tensor.role]
-            cell[0] += len(self.indices.get(name, ()))
-            cell[1] += tensor.numel
-        ordered = sorted(sizes, key=lambda cell: (cell[0] is None, cell[0] or 0, cell[1]))
-        return [
-            {"layer": layer, "role": role, "selected": sizes[layer, role][0], "size": sizes[layer, role][1]}
-            for layer, role in ordered
-        ]
+        """Selected weights by layer and role, see `cells_of`."""
+        return cells_of(self.indices, self.layout)
 
     def summary(self) -> dict[str, Any]:
         """What `region.json` holds: method, sizes, threshold, ties, cells and coverage, ready for JSON."""

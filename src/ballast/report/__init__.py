@@ -2,5 +2,6 @@
 
 from ballast.report.card import Card, patch_card
 from ballast.report.page import write_report
+from ballast.report.paper import write_figures
 
-__all__ = ["Card", "patch_card", "write_report"]
+__all__ = ["Card", "patch_card", "write_figures", "write_report"]

@@ -1,12 +1,8 @@
-"""The figures of the page, as plotly figures whose colours are names of the page's CSS variables.
-
-The page resolves `var(--name)` when it draws, so that one figure serves light, dark and paper.
-"""
+"""The figures of the main job: rates, where the region lies, and how training went."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,25 +10,15 @@ from plotly.subplots import make_subplots
 
 from ballast.evaluate.summary import Axis, Rate
 from ballast.report import formats
+from ballast.report.drawing import Figure, error_bars, label, made, plain
+from ballast.report.heat_maps import layer_role_map
 from ballast.report.read import Artefacts
 from ballast.report.schema import Cell
 from ballast.report.tables import CheckRow, check_rows
 from ballast.report.words import RATE_NAME
 
 ROW_HEIGHT = 62  # pixels per prompt set in the dot-and-interval figures
-LAYER_HEIGHT = 15  # pixels per layer in the heat maps
-HEAT = [[step / 4, f"var(--heat-{step})"] for step in range(5)]
-STILL = {"fixedrange": True, "showgrid": False}
 MARKERS = {"before": "circle-open", "after": "circle", "measured": "circle"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure as the page embeds it: an element id, what it shows in one sentence, and plotly's JSON."""
-
-    name: str
-    description: str
-    spec: dict[str, Any]
 
 
 def rate_figure(artefacts: Artefacts, axis: Axis) -> Figure | None:
@@ -48,13 +34,14 @@ def rate_figure(artefacts: Artefacts, axis: Axis) -> Figure | None:
         figure.add_trace(_interval_trace(stage, offset, [row for row in known if row[2].rate is not None]))
     for index, (name, rates) in enumerate(rows):
         values = " → ".join(formats.percent(value.rate) for value in rates.values())
-        figure.add_annotation(_label(index, name, x=0, anchor="left"))
-        figure.add_annotation(_label(index, values, x=1, anchor="right"))
+        figure.add_annotation(label(name, index - 0.3, x=0))
+        figure.add_annotation(label(values, index - 0.3, x=1))
     figure.update_yaxes(range=[len(rows) - 0.55, -0.75], visible=False, fixedrange=True)
     figure.update_xaxes(range=[-1.5, 101.5], title="share of answers (%)", dtick=25, fixedrange=True)
     top = 28 if len(stages) > 1 else 8
-    _finish(figure, height=68 + ROW_HEIGHT * len(rows) + top, top=top, legend=len(stages) > 1)
-    return Figure(axis, f"{RATE_NAME[axis]} per prompt set with 95 % intervals", _spec(figure))
+    description = f"{RATE_NAME[axis]} per prompt set with 95 % intervals"
+    height = 68 + ROW_HEIGHT * len(rows) + top
+    return made(axis, description, figure, height, top=top, legend=len(stages) > 1)
 
 
 def heat_figures(cells: Sequence[Cell]) -> list[Figure]:
@@ -64,11 +51,9 @@ def heat_figures(cells: Sequence[Cell]) -> list[Figure]:
     total = sum(cell.selected for cell in cells) or 1
     share = {(cell.layer, cell.role): 100 * cell.selected / total for cell in cells}
     density = {(cell.layer, cell.role): 100 * cell.selected / cell.size for cell in cells if cell.size}
-    layers = sorted({cell.layer for cell in cells}, key=lambda layer: -1 if layer is None else layer)
-    roles = list(dict.fromkeys(cell.role for cell in sorted(cells, key=lambda cell: cell.layer is not None)))
     return [
-        _heat_map("share", "Share of the region", share, layers, roles, "% of region"),
-        _heat_map("density", "Share of the weights selected", density, layers, roles, "% of weights"),
+        layer_role_map("share", "Share of the region, by layer and role", share, "% of region"),
+        layer_role_map("density", "Share of the weights selected, by layer and role", density, "% of weights"),
     ]
 
 
@@ -81,19 +66,19 @@ def loss_figure(artefacts: Artefacts) -> Figure | None:
     titles = ["Harmful: loss of the refusals", "Harmless: distance from the original"]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=titles)
     figure.update_annotations(x=0, xanchor="left", font_size=13)
-    for place, (field, label, colour) in enumerate(panels, start=1):
+    for place, (field, loss, colour) in enumerate(panels, start=1):
         known = [(row.step, getattr(row, field)) for row in rows if getattr(row, field) is not None]
         x, y = [step for step, _ in known], [value for _, value in known]
-        hover = f"step %{{x}}: %{{y:.4f}} nats per token<extra>{label}</extra>"
-        trace = go.Scatter(x=x, y=y, mode="lines", name=label, line={"color": colour, "width": 2}, hovertemplate=hover)
+        hover = f"step %{{x}}: %{{y:.4f}} nats per token<extra>{loss}</extra>"
+        trace = go.Scatter(x=x, y=y, mode="lines", name=loss, line={"color": colour, "width": 2}, hovertemplate=hover)
         figure.add_trace(trace, row=place, col=1)
     if artefacts.harden is not None:
         figure.add_vline(artefacts.harden.chosen_step, line={"color": "var(--muted)", "dash": "dot", "width": 1.5})
     figure.update_yaxes(title="nats per token", rangemode="tozero", fixedrange=True, nticks=5)
     figure.update_xaxes(fixedrange=True)
     figure.update_xaxes(title="optimizer step", row=2, col=1)
-    _finish(figure, height=400, top=26, legend=False)
-    return Figure("loss", "Training loss over optimizer steps, in nats per token", _spec(figure))
+    description = "Training loss over optimizer steps, in nats per token"
+    return made("loss", description, figure, 400, top=26, legend=False)
 
 
 def path_figure(artefacts: Artefacts) -> Figure | None:
@@ -118,8 +103,8 @@ def path_figure(artefacts: Artefacts) -> Figure | None:
     furthest = max(100 * (row.over_refusal.high or row.over_refusal.rate or 0) for row in path)
     figure.update_xaxes(title="over-refusal (%)", range=[-3, max(40, furthest) + 4], zeroline=False, fixedrange=True)
     figure.update_yaxes(title="attack success (%)", range=[-4, 108], zeroline=False, fixedrange=True)
-    _finish(figure, height=400, top=36)
-    return Figure("path", "Attack success against over-refusal on the select split over steps", _spec(figure))
+    description = "Attack success against over-refusal on the select split over steps"
+    return made("path", description, figure, 400, top=36)
 
 
 def _rates(artefacts: Artefacts, axis: Axis) -> list[tuple[str, dict[str, Rate]]]:
@@ -134,56 +119,18 @@ def _rates(artefacts: Artefacts, axis: Axis) -> list[tuple[str, dict[str, Rate]]
 
 def _interval_trace(stage: str, offset: float, rows: list[tuple[int, str, Rate]]) -> go.Scatter:
     colour = "var(--before)" if stage == "before" else "var(--after)"
-    middles = [100 * (rate.rate or 0) for _, _, rate in rows]
-    above = [100 * (rate.high or 0) - middle for (_, _, rate), middle in zip(rows, middles, strict=True)]
-    below = [middle - 100 * (rate.low or 0) for (_, _, rate), middle in zip(rows, middles, strict=True)]
+    middles, lows, highs = ([100 * (getattr(rate, end) or 0) for _, _, rate in rows] for end in ("rate", "low", "high"))
     return go.Scatter(
         x=middles,
         y=[index + offset for index, _, _ in rows],
-        error_x={"type": "data", "array": above, "arrayminus": below, "color": colour, "thickness": 2, "width": 5},
+        error_x=error_bars(middles, lows, highs, colour),
         mode="markers",
         marker={"symbol": MARKERS[stage], "size": 11, "color": colour, "line": {"width": 2, "color": colour}},
         name=stage,
-        text=[f"{name}, {stage}: {formats.rate(rate)}" for _, name, rate in rows],
+        text=[plain(f"{name}, {stage}: {formats.rate(rate)}") for _, name, rate in rows],
         hovertemplate="%{text}<extra></extra>",
         cliponaxis=False,
     )
-
-
-def _label(index: int, text: str, x: int, anchor: str) -> dict[str, Any]:
-    place = {"x": x, "xref": "paper", "xanchor": anchor, "y": index - 0.3, "yref": "y", "yanchor": "bottom"}
-    return {"text": text, "showarrow": False, "font": {"size": 13}, **place}
-
-
-def _heat_map(
-    name: str,
-    title: str,
-    values: dict[tuple[int | None, str], float],
-    layers: list[int | None],
-    roles: list[str],
-    unit: str,
-) -> Figure:
-    """One heat map; cells without weights stay empty, layer 0 is at the top as text flows through the model."""
-    labels = ["–" if layer is None else str(layer) for layer in layers]
-    bar = {"title": {"text": unit, "side": "right"}, "thickness": 12, "outlinewidth": 0, "ticksuffix": ""}
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[values.get((layer, role)) for role in roles] for layer in layers],
-            x=[formats.words(role) for role in roles],
-            y=labels,
-            colorscale=HEAT,
-            zmin=0,
-            colorbar=bar,
-            xgap=1,
-            ygap=1,
-            hoverongaps=False,
-            hovertemplate=f"layer %{{y}}, %{{x}}: %{{z:.3f}} {unit}<extra></extra>",
-        )
-    )
-    figure.update_yaxes(title="layer", type="category", autorange="reversed", nticks=16, **STILL)
-    figure.update_xaxes(tickangle=-45, **STILL)
-    _finish(figure, height=min(1100, 120 + LAYER_HEIGHT * max(6, len(layers))), legend=False)
-    return Figure(name, f"{title}, by layer and role", _spec(figure))
 
 
 def _chosen_trace(row: CheckRow) -> go.Scatter:
@@ -212,19 +159,4 @@ def _bars(rate: Rate) -> dict[str, Any] | None:
     """Error bars of a rate in percent; None when it has no interval."""
     if rate.rate is None or rate.low is None or rate.high is None:
         return None
-    above, below = [100 * (rate.high - rate.rate)], [100 * (rate.rate - rate.low)]
-    return {"type": "data", "array": above, "arrayminus": below, "color": "var(--accent)", "thickness": 1.5, "width": 4}
-
-
-def _finish(figure: go.Figure, height: int, top: int = 8, legend: bool = True) -> None:
-    """Size, margins in pixels and legend; fonts and colours of the frame are the page's business."""
-    place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
-    margin = {"l": 8, "r": 8, "t": top, "b": 8}
-    figure.update_layout(height=height, margin=margin, showlegend=legend, legend=place, template="none", dragmode=False)
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
-
-
-def _spec(figure: go.Figure) -> dict[str, Any]:
-    spec: dict[str, Any] = figure.to_plotly_json()
-    return {"data": spec["data"], "layout": spec["layout"]}
+    return error_bars([100 * rate.rate], [100 * rate.low], [100 * rate.high], "var(--accent)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ballast.evaluate.summary import Rate
@@ -119,6 +120,15 @@ def utility_bounds(low: float | None, high: float | None, kind: str) -> str:
     return bounds(low, high) if kind == "multiple_choice" else bounds(low, high, digits=4, scale=1)
 
 
+def spread(values: Sequence[float], share: bool = True) -> str:
+    """Several values as their mean (smallest to largest): shares in per cent, anything else with four decimals."""
+    mean, low, high = (
+        percent(value) if share else decimal(value, 4)
+        for value in (sum(values) / len(values), min(values), max(values))
+    )
+    return f"{mean} ({low} to {high})"
+
+
 def words(name: str) -> str:
     """An identifier as words: `down_projection` as `down projection`."""
     return name.replace("_", " ")
@@ -161,6 +171,7 @@ FILTERS = {
         rate,
         short_percent,
         size,
+        spread,
         utility,
         utility_bounds,
         words,

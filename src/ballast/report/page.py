@@ -13,9 +13,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ballast.evaluate.summary import Axis
-from ballast.report import figures, formats, tables, words
+from ballast.report import figures, formats, overlap_words, tables, validation_words, words
 from ballast.report.flips import LONGEST_ANSWER, flipped_sets
+from ballast.report.overlap_page import overlap_content
 from ballast.report.read import Artefacts, gather
+from ballast.report.validation_page import validation_content
 from ballast.runs import write_text
 
 
@@ -50,24 +52,24 @@ def render(artefacts: Artefacts) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(formats.FILTERS)
-    scripts = {"plotly_script": get_plotlyjs(), "draw_script": _template_text("draw.js")}
+    scripts = {"plotly_script": get_plotlyjs(), "draw_script": template_text("draw.js")}
     return environment.get_template("report.html.j2").render(
         **{name: Markup(text) for name, text in scripts.items()},  # noqa: S704  (our own code and plotly's)
         script_hashes=[_policy_hash(text) for text in scripts.values()],
-        style=Markup(_template_text("style.css")),  # noqa: S704
-        **_content(artefacts),
+        style=Markup(template_text("style.css")),  # noqa: S704
+        **content(artefacts),
     )
 
 
-def _content(artefacts: Artefacts) -> dict[str, Any]:
-    """Everything the templates show, by the names they use."""
-    region = artefacts.region
+def content(artefacts: Artefacts) -> dict[str, Any]:
+    """Everything the templates show, by the names they use; figures are in the order of the page."""
+    region, overlap, validation = artefacts.region, artefacts.overlap, artefacts.validation
     return {
         "artefacts": artefacts,
         "run": artefacts.run,
-        "model": words.model_name(artefacts),
-        "opening": words.opening(artefacts),
-        "method": words.method(artefacts),
+        **_heading(artefacts),
+        "overlap": overlap_content(overlap) if overlap else None,
+        "validation": validation_content(validation) if validation else None,
         "axes": [_axis(artefacts, "safety"), _axis(artefacts, "over_refusal")],
         "utility_findings": words.utility_findings(artefacts),
         "flipped_sets": flipped_sets(artefacts),
@@ -81,6 +83,19 @@ def _content(artefacts: Artefacts) -> dict[str, Any]:
     }
 
 
+def _heading(artefacts: Artefacts) -> dict[str, Any]:
+    """Title and first sentences of what the folder is mainly about."""
+    if artefacts.overlap is not None:
+        return overlap_words.heading(artefacts.overlap)
+    if artefacts.validation is not None:
+        return validation_words.heading(artefacts.validation)
+    return {
+        "title": words.model_name(artefacts),
+        "opening": words.opening(artefacts),
+        "method": words.method(artefacts),
+    }
+
+
 def _axis(artefacts: Artefacts, axis: Axis) -> dict[str, Any]:
     return {
         "name": axis,
@@ -89,7 +104,8 @@ def _axis(artefacts: Artefacts, axis: Axis) -> dict[str, Any]:
     }
 
 
-def _template_text(name: str) -> str:
+def template_text(name: str) -> str:
+    """A file that is put into the page as it is."""
     return (files("ballast.report") / "templates" / name).read_text(encoding="utf-8")
 
 

@@ -11,8 +11,11 @@ from ballast.errors import RunError
 from ballast.evaluate import Comparison
 from ballast.evaluate.pairing import Measurement
 from ballast.evaluate.summary import parse_record, read_record
+from ballast.report.overlap_schema import Overlap
 from ballast.report.schema import Artefact, Completion, Harden, PatchInfo, RegionInfo, Run, TrainingRow
 from ballast.runs import sha256_file
+from ballast.validate import Validation
+from ballast.validate.records import VALIDATION
 
 Kind = TypeVar("Kind", bound=Artefact)
 
@@ -30,6 +33,8 @@ LISTED_FILES = (
     "patch.json",
     "after/summary.json",
     "comparison.json",
+    "overlap.json",
+    VALIDATION,
 )
 
 
@@ -55,6 +60,8 @@ class Artefacts:
     region: RegionInfo | None
     patch: PatchInfo | None
     harden: Harden | None
+    overlap: Overlap | None
+    validation: Validation | None
     training: tuple[TrainingRow, ...]
     files: tuple[ListedFile, ...]
 
@@ -66,15 +73,16 @@ class Artefacts:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The parts of a whole run that are not there, in words."""
-        parts = {
-            "manifest": self.run,
-            "measurement": self.stages,
-            "comparison": self.comparison,
-            "region": self.region,
-            "training": self.harden,
-            "patch": self.patch,
-        }
+        """The parts that are not there, in words: of a whole run, or of an overlap or a validation alone."""
+        parts: dict[str, object] = {"manifest": self.run}
+        if not (self.overlap or self.validation):
+            parts |= {
+                "measurement": self.stages,
+                "comparison": self.comparison,
+                "region": self.region,
+                "training": self.harden,
+                "patch": self.patch,
+            }
         return tuple(name for name, part in parts.items() if not part)
 
 
@@ -101,10 +109,13 @@ def gather(folder: Path) -> Artefacts:
         region=_optional(folder / "region.json", RegionInfo),
         patch=_optional(folder / "patch.json", PatchInfo),
         harden=_optional(hardened / "harden.json", Harden),
+        overlap=_optional(folder / "overlap.json", Overlap),
+        validation=Validation.load(folder) if (folder / VALIDATION).is_file() else None,
         training=tuple(_lines(hardened / "harden.jsonl", TrainingRow)),
         files=tuple(_listed(folder, name) for name in LISTED_FILES if (folder / name).is_file()),
     )
-    if not (found.stages or comparison or found.region or found.patch or found.harden or found.training):
+    shown = (found.stages, comparison, found.region, found.patch, found.harden, found.training, found.overlap)
+    if not (any(shown) or found.validation):
         raise RunError(f"{folder} holds nothing to report on; give it as --out to a command first.")
     return found
 

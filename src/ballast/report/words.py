@@ -51,6 +51,12 @@ def method(artefacts: Artefacts) -> list[str]:
     return [text for text in (_region(artefacts), _training(artefacts), _measuring(artefacts)) if text]
 
 
+def answers(max_new_tokens: int, judge: str) -> str:
+    """How answers were made and judged."""
+    made = f"generated greedily, at most {max_new_tokens} tokens each, and judged by “{judge}”"
+    return f"Answers were {made}. Square brackets hold 95{formats.SPACE}% intervals."
+
+
 def findings(artefacts: Artefacts, axis: Axis) -> list[Finding]:
     """One sentence per prompt set of an axis: the paired change if there is one, else the rate measured."""
     if artefacts.comparison is not None:
@@ -141,9 +147,7 @@ def _training(artefacts: Artefacts) -> str:
 
 def _measuring(artefacts: Artefacts) -> str:
     for stage in artefacts.stages.values():
-        summary = stage.summary
-        made = f"generated greedily, at most {summary.max_new_tokens} tokens each, and judged by “{summary.judge}”"
-        return f"Answers were {made}. Square brackets hold 95{formats.SPACE}% intervals."
+        return answers(stage.summary.max_new_tokens, stage.summary.judge)
     return ""
 
 

@@ -19,32 +19,24 @@
     return value;
   };
 
-  const frame = (style) => {
-    const colour = (name) => style.getPropertyValue(name).trim();
-    const axis = {
-      gridcolor: colour("--rule"), linecolor: colour("--rule"), zerolinecolor: colour("--rule"), tickcolor: colour("--rule"),
-      tickfont: { color: colour("--muted") }, title: { font: { color: colour("--muted"), size: 13 }, standoff: 10 },
-    };
-    return {
-      layout: {
-        font: { family: style.fontFamily, size: 12, color: colour("--text") },
-        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-        hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--rule"), font: { color: colour("--text") } },
-        xaxis: axis, yaxis: axis,
-      },
-    };
-  };
+  // What another choice hides is drawn when it is chosen.
+  const visible = (id) => document.getElementById(id).offsetParent !== null;
 
   const draw = () => {
     const style = getComputedStyle(document.body);
-    const drawings = [...specs].map(([id, text]) => {
+    const drawings = [...specs].filter(([id]) => visible(id)).map(([id, text]) => {
       const spec = resolve(JSON.parse(text), style);
-      spec.layout.template = frame(style);
       return Plotly.react(id, spec.data, spec.layout, { displayModeBar: false, responsive: true });
     });
     Promise.all(drawings).then(() => { document.body.dataset.drawn = String(drawings.length); });
   };
 
+  for (const select of document.querySelectorAll("select[data-chooses]")) {
+    const choices = [...document.querySelectorAll("[data-choice]")].filter((e) => e.dataset.choice === select.dataset.chooses);
+    const choose = () => choices.forEach((choice, index) => { choice.hidden = index !== select.selectedIndex; });
+    select.addEventListener("change", () => { choose(); draw(); });
+    choose();
+  }
   follow.addEventListener("change", draw);
   window.addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; draw(); });
   window.addEventListener("afterprint", () => { delete document.documentElement.dataset.theme; draw(); });
