@@ -119,7 +119,7 @@ def limits_figure(
         figure.add_annotation(value_label(formats.percent(row.limits.iou), row.y))
     figure.update_xaxes(title="IoU (%)", rangemode="tozero", fixedrange=True)
     finished = made(name, description, figure, top + 50 + LEGEND_HEIGHT, top=LEGEND_HEIGHT, right=VALUE_MARGIN)
-    finished.spec["layout"]["legend"] |= {"entrywidth": 92, "font": {"size": 11}}  # two columns on a phone
+    finished.spec["layout"]["legend"] |= {"entrywidth": 88, "font": {"size": 11}}  # two columns on a phone
     return finished
 
 
