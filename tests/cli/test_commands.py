@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def test_attack(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_measure_compare_report(
-    checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = make_prompts(tmp_path / "answers.jsonl", "say", 3, response="the kettle")
     folders = [tmp_path / "a", tmp_path / "b"]
@@ -50,6 +55,11 @@ def test_measure_compare_report(
     assert (tmp_path / "c" / "comparison.json").exists()
     page = Path(value(capsys, "report", folders[0])["report"])
     assert page.read_text().startswith("<!DOCTYPE html>")
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(folders[0]), "--figures", str(tmp_path / "figures")])
+    assert stopped.value.code == 2
+    assert "pip install 'ballast-llm[figures]'" in capsys.readouterr().err
 
 
 def test_locate_and_overlap(
@@ -106,6 +116,7 @@ def test_overlap_beside_its_ceiling(
     [pair] = report["pairs"]
     assert pair["corrected"]["splits"] == 2
     assert [one["splits"] for one in report["ceilings"]] == [2, 2]
+    assert report["regions"][1]["cells"] == json.loads((tmp_path / "b" / "region.json").read_text())["cells"]
     assert [[row["prompts"] for row in rows] for rows in report["convergence"]] == [[1, 2], [1, 2]]
     assert pair["prompts"]["same_set"] is False
     assert "Shared prompts are unknown for 1 pairs" in printed(capsys, "overlap", *files)

@@ -8,7 +8,7 @@ from ballast.report import figures
 from ballast.report.read import gather
 from ballast.report.schema import Cell
 from ballast.report.tables import by_role, check_rows, verdict_rows
-from ballast.runs import read_json
+from ballast.runs import read_json, write_json
 from tests.report.artefacts import make_measurement, make_run, make_training
 
 CELLS = [
@@ -71,6 +71,19 @@ def test_the_kept_check_has_wilson_bars(tmp_path: Path) -> None:
     row = check_rows(found)[2]
     assert (row.attack_success.low, row.attack_success.high) == pytest.approx((0.149206, 0.387844), abs=2e-6)
     assert kept["error_y"]["array"][0] == pytest.approx(13.7844, abs=2e-4)
+
+
+def test_many_checks_are_labelled_at_their_ends(tmp_path: Path) -> None:
+    make_training(tmp_path)
+    harden = read_json(tmp_path / "harden.json")
+    rates = {"attack_success_rate": 0.5, "over_refusal": 0.1, "n_harmful": 48, "n_harmless": 48}
+    harden["selection"] += [{"step": step, **rates} for step in (1, 2, 3, 4)]
+    write_json(tmp_path / "harden.json", harden)
+    figure = figures.path_figure(gather(tmp_path))
+    assert figure is not None
+    path = figure.spec["data"][0]
+    assert list(path["customdata"]) == [1, 2, 3, 4, 20, 40, 60, 80, 100]
+    assert list(path["text"]) == ["1"] + [""] * 7 + ["100"]
 
 
 def test_losses_are_one_panel_each(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def test_two_regions_without_a_ceiling_have_a_short_page(tmp_path: Path) -> None
 def test_windows_have_a_picture_and_a_table(tmp_path: Path) -> None:
     reader = read(write_report(make_windows(tmp_path)))
     assert "windows" in figures(reader)
-    assert "Chance and p are over all placements of two windows of these lengths." in reader.text
+    text = plain(reader.text)
+    assert "Chance and p are over all placements of two windows of these lengths." in text
+    assert "1 a and 2 b 1 to 3 2 to 4 50.0 %" in text
+    assert "1 a and 3 c 1 to 3 0 0.0 %" in text
 
 
 def test_a_validation_says_its_verdicts_before_all_else(validation: Reader) -> None:

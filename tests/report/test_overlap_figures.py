@@ -38,7 +38,7 @@ def test_each_pair_lies_between_its_limits(three: tuple[Overlap, dict[str, Any]]
     drawn = traces(overlap_figures.between_figure(overlap, NAMES))
     whole, half = found["pairs"], [pair["corrected"] for pair in found["pairs"]]
     assert list(drawn["IoU, all prompts"]["x"]) == pytest.approx([100 * pair["iou"] for pair in whole])
-    assert list(drawn["IoU, half prompts"]["x"]) == pytest.approx([100 * pair["iou"] for pair in half])
+    assert list(drawn["IoU, half"]["x"]) == pytest.approx([100 * pair["iou"] for pair in half])
     assert list(drawn["cap"]["x"]) == pytest.approx([100 * pair["size_cap"] for pair in whole])
     assert list(drawn["rows, columns"]["x"]) == pytest.approx([100 * pair["margin_chance"] for pair in whole])
     assert list(drawn["ceiling"]["x"]) == pytest.approx([100 * pair["ceiling"] for pair in half])
@@ -46,7 +46,7 @@ def test_each_pair_lies_between_its_limits(three: tuple[Overlap, dict[str, Any]]
     assert list(drawn["chance"]["x"]) == pytest.approx(in_turn)
     # what is of one line has one height, and the ceiling is on the line at half the prompts
     assert list(drawn["IoU, all prompts"]["y"]) == list(drawn["cap"]["y"]) == list(drawn["chance"]["y"])[::2]
-    assert list(drawn["IoU, half prompts"]["y"]) == list(drawn["ceiling"]["y"]) == list(drawn["chance"]["y"])[1::2]
+    assert list(drawn["IoU, half"]["y"]) == list(drawn["ceiling"]["y"]) == list(drawn["chance"]["y"])[1::2]
 
 
 def test_without_a_ceiling_nothing_is_drawn_at_half_the_prompts(tmp_path: Path) -> None:

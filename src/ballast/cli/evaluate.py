@@ -64,5 +64,5 @@ def report(
     """Write report.html, one page about a run."""
     page = write_report(run)
     drawn = [str(path) for path in write_figures(run, figures)] if figures else []
-    text = f"\nFigures: {len(drawn)} files in {figures}" if drawn else ""
+    text = f"\nFigures: {len(drawn)} files in {figures}" if figures else ""
     show({"report": str(page), "figures": drawn}, (), f"Report: {page}{text}")

@@ -101,30 +101,29 @@ def growth_figure(
     figure = go.Figure()
     for number, one in enumerate(series):
         colour = f"var(--series-{number % SERIES})"
-        shared = {"x": list(one.x), "legendgroup": str(number), "cliponaxis": not logarithmic}
-        lines = {"color": colour, "width": 2}
         figure.add_trace(
             go.Scatter(
+                x=list(one.x),
                 y=[value or None for value in one.y] if logarithmic else list(one.y),
-                error_y=error_bars(list(one.y), list(one.low), list(one.high), colour) if one.low else None,
+                error_y=error_bars(one.y, one.low, one.high, colour) if one.low else None,
                 mode="lines+markers",
-                line=lines,
+                line={"color": colour, "width": 2},
                 marker={"size": 8, "symbol": SYMBOLS[number % len(SYMBOLS)]},
                 name=plain(one.name),
                 hovertemplate="%{x}: %{y:,.6~g}<extra>%{fullData.name}</extra>",
-                **shared,
             )
         )
         figure.add_trace(
             go.Scatter(
-                y=list(one.chance),
+                x=list(one.x),
+                y=[value or None for value in one.chance] if logarithmic else list(one.chance),
                 mode="lines",
-                line={**lines, "dash": "dot"},
+                line={"color": colour, "width": 2, "dash": "dot"},
                 name="chance",
+                legendgroup="chance",
                 legendrank=2000,  # last
                 showlegend=number == 0,
                 hovertemplate="%{x}: %{y:,.4~g}<extra>chance</extra>",
-                **{**shared, "cliponaxis": True},
             )
         )
     figure.update_xaxes(title=x, tickvals=sorted({place for one in series for place in one.x}), fixedrange=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -88,38 +89,32 @@ def limits_figure(
         pairs: Names of pairs with their lines, from above.
         beside: Whether the names are short and there are many: they then stand beside the lines, not over them.
     """
+    placed, tops = _placed(pairs, PAIR_GAP if beside else NAME_HEIGHT, DENSE_HEIGHT if beside else LINE_HEIGHT)
     figure = go.Figure()
-    placed: list[Placed] = []
-    over, height = (PAIR_GAP, DENSE_HEIGHT) if beside else (NAME_HEIGHT, LINE_HEIGHT)
-    tops = []
-    top = 0
-    for pair, lines in pairs:
-        tops.append(top)
-        placed += [Placed(pair, top + over + height * (number + 0.5), one) for number, one in enumerate(lines)]
-        top += over + height * len(lines)
     for row in placed:
         ends = [100 * share for share in row.limits[1:] if share is not None]
         line = {"color": "var(--rule)", "width": 6}
         figure.add_shape(type="line", x0=min(ends), x1=max(ends), y0=row.y, y1=row.y, layer="below", line=line)
+        figure.add_annotation(value_label(formats.percent(row.limits.iou), row.y))
     for field, (title, symbol, size, colour) in LIMITS.items():
         known = [(row, share) for row in placed if (share := getattr(row.limits, field)) is not None]
         if known:
             figure.add_trace(_marks(title, known, symbol, size, colour))
-    for what, symbol in zip(dict.fromkeys(row.limits.what for row in placed), COMPARED, strict=False):
+    symbols = itertools.cycle(COMPARED)
+    for what in dict.fromkeys(row.limits.what for row in placed):
         of = [(row, row.limits.iou) for row in placed if row.limits.what == what]
-        figure.add_trace(_marks(f"IoU, {what}", of, symbol, 10, "var(--after)"))
-    figure.update_yaxes(range=[top + PAIR_GAP, 0], visible=beside, showgrid=False, zeroline=False, fixedrange=True)
+        figure.add_trace(_marks(f"IoU, {what}", of, next(symbols), 10, "var(--after)"))
+    height = tops[-1]
+    figure.update_yaxes(range=[height + PAIR_GAP, 0], visible=beside, showgrid=False, zeroline=False, fixedrange=True)
     if beside:
-        middles = [start + over + height * len(lines) / 2 for start, (_, lines) in zip(tops, pairs, strict=True)]
+        middles = [(start + end + PAIR_GAP) / 2 for start, end in itertools.pairwise(tops)]
         figure.update_yaxes(tickvals=middles, ticktext=[plain(pair) for pair, _ in pairs])
     else:
-        for start, (pair, _) in zip(tops, pairs, strict=True):
-            figure.add_annotation(label(pair, start + over, x=0))
-    for row in placed:
-        figure.add_annotation(value_label(formats.percent(row.limits.iou), row.y))
+        for start, (pair, _) in zip(tops, pairs, strict=False):  # the last top is the end
+            figure.add_annotation(label(pair, start + NAME_HEIGHT, x=0))
     figure.update_xaxes(title="IoU (%)", rangemode="tozero", fixedrange=True)
-    finished = made(name, description, figure, top + 50 + LEGEND_HEIGHT, top=LEGEND_HEIGHT, right=VALUE_MARGIN)
-    finished.spec["layout"]["legend"] |= {"entrywidth": 92, "font": {"size": 11}}  # two columns on a phone
+    finished = made(name, description, figure, height + 50 + LEGEND_HEIGHT, top=LEGEND_HEIGHT, right=VALUE_MARGIN)
+    finished.spec["layout"]["legend"] |= {"entrywidth": 88, "font": {"size": 11}}  # two columns on a phone
     return finished
 
 
@@ -144,67 +139,63 @@ def among_figure(
         bounds: Ends of the axis; by the values if not given.
         drawn: What the random values are.
     """
-    figure = go.Figure()
-    random = [
-        (value, number + offset, row.name) for number, row in enumerate(rows) for value, offset in _stacked(row.random)
-    ]
-    figure.add_trace(
-        go.Scatter(
-            x=[value for value, _, _ in random],
-            y=[y for _, y, _ in random],
-            mode="markers",
-            marker={"size": 7, "color": "var(--before)", "opacity": 0.55},
-            name=drawn,
-            text=[plain(f"{name}, {drawn}: {shown(value)}") for value, _, name in random],
-            hovertemplate="%{text}<extra></extra>",
-            cliponaxis=False,
-        )
+
+    def dots(title: str, found: Sequence[tuple[float, float, str]], marker: dict[str, Any]) -> go.Scatter:
+        return _dots(title, [(x, y, f"{row}, {title}: {shown(x)}") for x, y, row in found], marker)
+
+    random = [(x, place + moved, row.name) for place, row in enumerate(rows) for x, moved in _stacked(row.random)]
+    still = [(row.undisturbed, place, row.name) for place, row in enumerate(rows) if row.undisturbed is not None]
+    region = [(row.value, place, row.name) for place, row in enumerate(rows)]
+    figure = go.Figure(dots(drawn, random, {"size": 7, "color": "var(--before)", "opacity": 0.55}))
+    if still:
+        tick = {"symbol": "line-ns", "size": 20, "line": {"width": 2, "color": "var(--text)"}}
+        figure.add_trace(dots("undisturbed", still, tick))
+    bars = error_bars(
+        [row.value for row in rows], [row.low for row in rows], [row.high for row in rows], "var(--after)"
     )
-    known = [(number, row.undisturbed, row.name) for number, row in enumerate(rows) if row.undisturbed is not None]
-    if known:
-        figure.add_trace(
-            go.Scatter(
-                x=[value for _, value, _ in known],
-                y=[number for number, _, _ in known],
-                mode="markers",
-                marker={"symbol": "line-ns", "size": 20, "line": {"width": 2, "color": "var(--text)"}},
-                name="undisturbed",
-                text=[plain(f"{name}, undisturbed: {shown(value)}") for _, value, name in known],
-                hovertemplate="%{text}<extra></extra>",
-                cliponaxis=False,
-            )
-        )
-    values = [row.value for row in rows]
-    figure.add_trace(
-        go.Scatter(
-            x=values,
-            y=list(range(len(rows))),
-            error_x=error_bars(values, [row.low for row in rows], [row.high for row in rows], "var(--after)"),
-            mode="markers",
-            marker={"size": 11, "color": "var(--after)"},
-            name="the region",
-            text=[plain(f"{row.name}, the region: {shown(row.value)}") for row in rows],
-            hovertemplate="%{text}<extra></extra>",
-            cliponaxis=False,
-        )
-    )
-    for number, row in enumerate(rows):
-        figure.add_annotation(label(row.name, number - 0.35, x=0))
-        figure.add_annotation(value_label(shown(row.value), number))
+    figure.add_trace(dots("the region", region, {"size": 11, "color": "var(--after)"}).update(error_x=bars))
+    for place, row in enumerate(rows):
+        figure.add_annotation(label(row.name, place - 0.35, x=0))
+        figure.add_annotation(value_label(shown(row.value), place))
     figure.update_yaxes(range=[len(rows) - 0.5, -0.85], visible=False, fixedrange=True)
     figure.update_xaxes(title=unit, range=bounds, fixedrange=True, zeroline=False)
     return made(name, description, figure, 102 + ROW_HEIGHT * len(rows), top=34, right=VALUE_MARGIN)
 
 
+def _placed(pairs: Sequence[tuple[str, Sequence[Limits]]], over: int, height: int) -> tuple[list[Placed], list[int]]:
+    """All lines at their heights, and where each pair begins and the last one ends.
+
+    Args:
+        pairs: From above.
+        over: Pixels over the lines of each pair.
+        height: Pixels per line.
+    """
+    placed, tops = [], [0]
+    for pair, lines in pairs:
+        first = tops[-1] + over + height / 2
+        placed += [Placed(pair, first + height * number, one) for number, one in enumerate(lines)]
+        tops.append(tops[-1] + over + height * len(lines))
+    return placed, tops
+
+
 def _marks(title: str, placed: Sequence[tuple[Placed, float]], symbol: str, size: int, colour: str) -> go.Scatter:
-    """One kind of mark on all lines that have it."""
+    """One kind of mark on all lines that have it; shares in [0, 1]."""
+    found = [
+        (100 * share, row.y, f"{row.pair}, {row.limits.what}: {title} {formats.percent(share)}")
+        for row, share in placed
+    ]
+    return _dots(title, found, {"symbol": symbol, "size": size, "color": colour, "line": {"width": 2, "color": colour}})
+
+
+def _dots(title: str, found: Sequence[tuple[float, float, str]], marker: dict[str, Any]) -> go.Scatter:
+    """Dots by x, y and what a pointer over them is told."""
     return go.Scatter(
-        x=[100 * share for _, share in placed],
-        y=[row.y for row, _ in placed],
+        x=[x for x, _, _ in found],
+        y=[y for _, y, _ in found],
         mode="markers",
-        marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 2, "color": colour}},
+        marker=marker,
         name=title,
-        text=[plain(f"{row.pair}, {row.limits.what}: {title} {formats.percent(share)}") for row, share in placed],
+        text=[plain(text) for _, _, text in found],
         hovertemplate="%{text}<extra></extra>",
         cliponaxis=False,
     )

@@ -18,6 +18,7 @@ from ballast.report.tables import CheckRow, check_rows
 from ballast.report.words import RATE_NAME
 
 ROW_HEIGHT = 62  # pixels per prompt set in the dot-and-interval figures
+MOST_LABELS = 8  # checks up to which each has room for its step
 MARKERS = {"before": "circle-open", "after": "circle", "measured": "circle"}
 
 
@@ -86,6 +87,7 @@ def path_figure(artefacts: Artefacts) -> Figure | None:
     path = check_rows(artefacts)
     if not path:
         return None
+    labelled = path if len(path) <= MOST_LABELS else [path[0], path[-1]]
     figure = go.Figure(
         go.Scatter(
             mode="lines+markers+text",
@@ -94,6 +96,7 @@ def path_figure(artefacts: Artefacts) -> Figure | None:
             line={"color": "var(--muted)", "width": 1.5},
             marker={"size": 9, "color": "var(--after)"},
             name="check, labelled by step",
+            text=[str(row.step) if row in labelled else "" for row in path],
             **_places(path),
         )
     )
@@ -149,8 +152,8 @@ def _places(rows: Sequence[CheckRow]) -> dict[str, Any]:
     return {
         "x": [100 * (row.over_refusal.rate or 0) for row in rows],
         "y": [100 * (row.attack_success.rate or 0) for row in rows],
-        "text": [str(row.step) for row in rows],
-        "hovertemplate": "step %{text}<br>attack success %{y:.1f} %<br>over-refusal %{x:.1f} %<extra></extra>",
+        "customdata": [row.step for row in rows],
+        "hovertemplate": "step %{customdata}<br>attack success %{y:.1f} %<br>over-refusal %{x:.1f} %<extra></extra>",
         "cliponaxis": False,
     }
 

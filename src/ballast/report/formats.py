@@ -129,6 +129,12 @@ def spread(values: Sequence[float], share: bool = True) -> str:
     return f"{mean} ({low} to {high})"
 
 
+def layers(run: tuple[int, int]) -> str:
+    """Consecutive layers [start, end) as `2 to 4`, and one alone as `2`."""
+    start, end = run
+    return f"{start}" if end - start == 1 else f"{start} to {end - 1}"
+
+
 def words(name: str) -> str:
     """An identifier as words: `down_projection` as `down projection`."""
     return name.replace("_", " ")
@@ -165,6 +171,7 @@ FILTERS = {
         duration,
         flatten,
         integer,
+        layers,
         magnitude,
         p_value,
         percent,

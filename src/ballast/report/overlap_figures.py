@@ -30,7 +30,7 @@ def between_figure(overlap: Overlap, names: Sequence[str]) -> Figure:
             lines.append(Limits(f"{units.granularity}s", units.iou, units.chance, cap=units.size_cap))
         if pair.corrected:
             half = pair.corrected
-            lines.append(Limits("half prompts", half.iou, half.chance, ceiling=half.ceiling))
+            lines.append(Limits("half", half.iou, half.chance, ceiling=half.ceiling))
         rows.append((_numbers(pair) if many else pair_name(pair, names), lines))
     return limits_figure("between", "IoU of each pair between chance and what is possible", rows, beside=many)
 
@@ -139,9 +139,6 @@ def windows_figure(overlap: Overlap, names: Sequence[str]) -> Figure | None:
     if not runs:
         return None
     order = sorted(runs)
-    said = [
-        f"{start}" if end - start == 1 else f"{start} to {end - 1}" for start, end in (runs[place] for place in order)
-    ]
     figure = go.Figure(
         go.Bar(
             base=[runs[place][0] - 0.5 for place in order],
@@ -149,7 +146,7 @@ def windows_figure(overlap: Overlap, names: Sequence[str]) -> Figure | None:
             y=[f"{place + 1} {plain(names[place])}" for place in order],
             orientation="h",
             marker={"color": "var(--after)"},
-            text=said,
+            text=[formats.layers(runs[place]) for place in order],
             textposition="inside",
             insidetextanchor="middle",
             hovertemplate="layers %{text}<extra></extra>",
