@@ -154,11 +154,11 @@ def test_locate_counts_all_parameters(
     options = ("--prompts", prompts, "--method", "magnitude", "--fraction", "0.013", "--of-all")
     found = value(capsys, "locate", checkpoint, *options, "--out", tmp_path / "a")
     assert found["actual"] == math.floor(Fraction("0.013") * parameters) > math.floor(0.013 * found["eligible"])
-    for more in (("--method", "neurons"), ("--fraction", "1")):
+    refused = ((("--method", "neurons"), "for methods that score weights"), (("--fraction", "1"), "ask for less"))
+    for more, told in refused:
         with pytest.raises(SystemExit) as stopped:
             main(["locate", str(checkpoint), *map(str, options), *more, "--out", str(tmp_path / "b")])
-        print(capsys.readouterr().err)
-        assert stopped.value.code == 2
+        assert (stopped.value.code, told in " ".join(capsys.readouterr().err.split())) == (2, True)
 
 
 def test_locate_streams(checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

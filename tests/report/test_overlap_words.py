@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ballast.report import overlap_words
 from ballast.report.overlap_schema import Overlap
@@ -90,14 +91,14 @@ def test_many_pairs_are_counted_and_their_ends_named() -> None:
         {"first": 1, "second": 2, "adjusted_p": 0.5, "iou": 0.06, "corrected": HALF | {"corrected": None}},
     )
     assert opening(overlap_of(*pairs, names=("a", "b", "c"), ceilings=[CEILING] * 3)) == (
-        "Ballast compared 3 regions of toy: how many of their weights are the same. Of 3 pairs, 2 share more weights "
-        "than chance within weight matrices (p at most 0.05, corrected for the number of pairs), and 1 of these more "
-        "than their numbers per row and column give. IoU goes from 6.0 % (2 b and 3 c, chance 5.0 %) to 30.0 % (1 a "
-        "and 2 b, chance 5.0 %). Corrected overlap, where 0 is chance and 1 is two halves of one prompt set, goes from "
+        "Ballast compared 3 regions of toy: how many of their weights are the same. Of 3 pairs, 2 can be shown to "
+        "share more weights than chance within weight matrices (p at most 0.05, corrected for the number of pairs), "
+        "and 1 of these more than their numbers per row and column give. IoU goes from 6.0 % (2 b and 3 c, chance 5.0 %) to "
+        "30.0 % (1 a and 2 b, chance 5.0 %). Corrected overlap, where 0 is chance and 1 is two halves of one prompt set, goes from "
         "0.20 to 0.50; for 1 of 3 pairs it is not identifiable."
     )
     none = overlap_of(*({"second": place, "adjusted_p": 0.5} for place in (1, 2)), names=("a", "b", "c"))
-    assert "Of 2 pairs, none share more weights than chance within weight matrices" in opening(none)
+    assert "Of 2 pairs, none can be shown to share more weights than chance within weight matrices" in opening(none)
     assert "of these" not in opening(none)
 
 
@@ -108,7 +109,8 @@ def test_each_pair_has_its_sentence_unless_there_are_too_many() -> None:
         "1 a and 3 c",
     ]
     assert overlap_words.findings(overlap_of({})) == []  # the opening has said it
-    assert overlap_words.findings(overlap_of(*[{}] * 7, names=names)) == []
+    many = [{"first": first, "second": second} for first in range(2) for second in range(first + 1, 5)]
+    assert overlap_words.findings(overlap_of(*many, names=names)) == []
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,10 @@ def test_limits_depend_on_what_was_measured() -> None:
 def test_regions_of_layers_are_also_told_by_layers(tmp_path: Path) -> None:
     """Layers 1 to 3 and 2 to 4 of 6: two of four layers; the other pairs share none."""
     overlap = Overlap.model_validate(read_json(make_windows(tmp_path) / "overlap.json"))
-    assert "By layers, none of 3 pairs share more than chance (p at most 0.05, not corrected)." in opening(overlap)
+    assert (
+        "By layers, none of 3 pairs can be shown to share more than chance (p at most 0.05, not corrected)."
+        in opening(overlap)
+    )
     [first, *_] = [plain(row.sentence) for row in overlap_words.findings(overlap)]
     assert "By layers it is 50.0 % of 4; chance " in first
 
@@ -164,3 +169,18 @@ def test_the_method_names_shuffles_and_halvings(tmp_path: Path) -> None:
     said = " ".join(overlap_words.method(overlap))
     assert "p is from 1,000 shuffles" in said
     assert "2 random halvings of its prompts, 4 on each side." in said
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [{"second": 99}, {"first": -1}, {"first": 1}, {"iou": float("nan")}],
+)
+def test_records_that_do_not_fit_together_are_refused(pair: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        overlap_of(pair)
+    with pytest.raises(ValidationError):
+        overlap_of({}, convergence=[[]])
+    with pytest.raises(ValidationError):
+        overlap_of({}, ceilings=[CEILING, CEILING])
+    with pytest.raises(ValidationError):
+        overlap_of()

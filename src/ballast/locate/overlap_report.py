@@ -68,6 +68,8 @@ def overlap_report(
     """
     if ceiling is not None and out is None:
         raise UsageError("A ceiling takes many calls of locate; give a folder with --out where they are kept.")
+    if resamples == 1:
+        raise UsageError("One resample gives no interval; ask for at least 2, or for none.")
     if sizes and ceiling is None:
         raise UsageError("Samples of growing size are located again on the model; name it with --ceiling.")
     compared = list(regions.values())
@@ -221,7 +223,7 @@ def _prompts(regions: Sequence[Compared], given: Sequence[PromptSet], *, require
 
 
 def _shared_prompts(sets: Sequence[PromptSet | None]) -> list[dict[str, Any] | None]:
-    """Near duplicates between the prompts of every pair of regions; None where a set is not at hand."""
+    """How many prompts of the first have a near duplicate in the second, of every pair; None where a set is missing."""
     rows: list[dict[str, Any] | None] = []
     for place, one in enumerate(sets):
         for other in sets[place + 1 :]:
@@ -234,7 +236,7 @@ def _shared_prompts(sets: Sequence[PromptSet | None]) -> list[dict[str, Any] | N
                 rows.append(
                     {
                         "same_set": False,
-                        "near_duplicates": len(found),
+                        "near_duplicates": len({pair.first for pair in found}),
                         "of": [len(one), len(other)],
                         "list": [pair._asdict() for pair in found],
                     }

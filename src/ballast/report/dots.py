@@ -194,7 +194,7 @@ def _dots(title: str, found: Sequence[tuple[float, float, str]], marker: dict[st
         y=[y for _, y, _ in found],
         mode="markers",
         marker=marker,
-        name=title,
+        name=plain(title),
         text=[plain(text) for _, _, text in found],
         hovertemplate="%{text}<extra></extra>",
         cliponaxis=False,

@@ -50,7 +50,7 @@ def layer_role_map(
     figure = go.Figure(
         go.Heatmap(
             z=[[values.get((layer, role)) for role in roles] for layer in layers],
-            x=[formats.words(role) for role in roles],
+            x=[plain(formats.words(role)) for role in roles],
             y=["–" if layer is None else str(layer) for layer in layers],
             colorscale=DIVERGING if diverging else HEAT,
             zmin=-furthest if diverging else 0,

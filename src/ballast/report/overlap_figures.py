@@ -90,7 +90,7 @@ def parts_figure(pair: Pair, names: Sequence[str]) -> Figure:
     layers = [part for part in pair.by_layer if part.iou is not None and part.layer is not None]
     roles = [part for part in pair.by_role if part.iou is not None]
     _add_parts(figure, 1, [part.layer for part in layers], layers, lines=True)
-    _add_parts(figure, 2, [formats.words(part.role or "") for part in roles], roles, lines=False)
+    _add_parts(figure, 2, [plain(formats.words(part.role or "")) for part in roles], roles, lines=False)
     figure.update_yaxes(title="IoU (%)", rangemode="tozero", fixedrange=True, nticks=6)
     figure.update_xaxes(fixedrange=True, zeroline=False)
     figure.update_xaxes(title="layer", row=1)

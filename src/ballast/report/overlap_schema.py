@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import PositiveInt, model_validator
+
 from ballast.report.schema import Artefact, Cell, RegionPrompts
 
 
@@ -14,8 +18,8 @@ class ComparedRegion(Artefact):
     method: str
     granularity: str
     prompts: RegionPrompts | None
-    weights: int
-    eligible: int
+    weights: PositiveInt
+    eligible: PositiveInt
     cells: list[Cell]
 
 
@@ -139,3 +143,18 @@ class Overlap(Artefact):
     agreement: list[Agreed] | None
     ceilings: tuple[DisjointSamples, ...] = ()
     convergence: tuple[tuple[DisjointSamples, ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Refuse records that no call of `ballast overlap` writes: figures and tables look rows up by position."""
+        count = len(self.regions)
+        found = [(pair.first, pair.second) for pair in self.pairs]
+        if not found or len(set(found)) < len(found) or not all(0 <= one < other < count for one, other in found):
+            raise ValueError("a pair is not of two of the regions")
+        if len({tuple((cell.layer, cell.role) for cell in region.cells) for region in self.regions}) > 1:
+            raise ValueError("the regions have different cells")
+        if self.ceilings and (len(self.ceilings) != count or not all(pair.corrected for pair in self.pairs)):
+            raise ValueError("ceilings and corrected overlaps do not fit")
+        if len(self.convergence) not in (0, count) or not all(self.convergence):
+            raise ValueError("convergence has not every region")
+        return self

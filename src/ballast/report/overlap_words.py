@@ -98,7 +98,7 @@ def limits(overlap: Overlap) -> list[str]:
             "A corrected overlap of 0 is chance and of 1 is as alike as two halves of one prompt set. It orders pairs, "
             "but it is no share of common weights, and noise still moves it."
         )
-        if not any(pair.corrected and pair.corrected.resamples for pair in pairs):
+        if not any(pair.corrected and pair.corrected.resamples > 1 for pair in pairs):
             said.append("No prompts were drawn again (--resamples), so no corrected overlap has an interval.")
     else:
         said.append(
@@ -141,7 +141,8 @@ def _counts(pairs: Sequence[Pair]) -> list[str]:
     above = sum(pair.iou > pair.margin_chance for pair in shown)
     tested = f"(p at most {LEVEL:g}, corrected for the number of pairs)"
     told = (
-        f"Of {len(pairs)} pairs, {_number(len(shown))} share more weights than chance within weight matrices {tested}"
+        f"Of {len(pairs)} pairs, {_number(len(shown))} can be shown to share more weights than chance within weight "
+        f"matrices {tested}"
     )
     said = [
         f"{told}, and {_number(above)} of these more than their numbers per row and column give."
@@ -153,7 +154,7 @@ def _counts(pairs: Sequence[Pair]) -> list[str]:
         count = sum(one.p <= LEVEL and one.iou > one.chance for one in units)
         said.append(
             f"By {' or '.join(dict.fromkeys(f'{one.granularity}s' for one in units))}, {_number(count)} of "
-            f"{len(units)} pairs share more than chance (p at most {LEVEL:g}, not corrected)."
+            f"{len(units)} pairs can be shown to share more than chance (p at most {LEVEL:g}, not corrected)."
         )
     return said
 

@@ -12,7 +12,7 @@ from ballast.regions.metadata import Coverage
 class Artefact(BaseModel):
     """Base of every record read from a run directory."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Model(Artefact):
