@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from ballast.locate import METHODS, Found, Task, register
 from ballast.locate.weights import scores_by_part
 from ballast.runs import read_json
 from ballast.study import study, work
+from ballast.study.engines.base import Done, Failure, Job, Result
 from ballast.study.tables import CellRow
 from tests.study.world import Here, grid, read_rows, regions, save_model, write_sets
 
@@ -146,6 +148,22 @@ def test_nothing_left_of_a_region_is_a_failure_of_that_cell(files: Path, tmp_pat
     errors = failed(tmp_path)
     assert {place[2] for place in errors} == {"subtract"}  # the largest 1 % are among the largest 4 %
     assert all(error and "nothing would be left" in error for error in errors.values())
+
+
+class Dying(Here):
+    """Its processes die as soon as they have written their cells."""
+
+    def run(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Done[Job, Result]]:
+        for done in super().run(work, jobs):
+            yield done if done.result is not None else done._replace(failure=Failure("The worker process died."))
+
+
+def test_what_was_written_before_a_worker_died_is_done(files: Path, tmp_path: Path) -> None:
+    methods = {"wanda": WANDA, "magnitude": {"method": "magnitude"}}
+    engine = Dying()
+    found = study(small(files, methods=methods), out=tmp_path, engine=engine)
+    assert found["cells"] == {"planned": 4, "files": 4, "done": 4}
+    assert [len(job.scorings) for job in engine.located] == [2, 2]
 
 
 def test_a_model_that_cannot_be_opened_stops_no_other(files: Path, tmp_path: Path) -> None:

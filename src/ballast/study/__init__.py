@@ -2,7 +2,8 @@
 
 from ballast.study.engines.base import Engine
 from ballast.study.engines.local import LocalEngine
+from ballast.study.engines.ray import RayEngine
 from ballast.study.grid import StudyGrid
 from ballast.study.study import study
 
-__all__ = ["Engine", "LocalEngine", "StudyGrid", "study"]
+__all__ = ["Engine", "LocalEngine", "RayEngine", "StudyGrid", "study"]

@@ -66,9 +66,9 @@ class Schedule:
             if not self.is_done(cell.hash) and not self._is_blocked(cell)
         ]
         for done in self.tracked(derive, jobs, description):
-            self._checked.pop(done.job.cell.hash, None)
-            if done.failure is not None:
-                self.store.write_failure(done.job.cell, *done.failure)
+            cell = done.job.cell
+            if not self._is_written(cell.hash) and done.failure is not None:
+                self.store.write_failure(cell, *done.failure)
 
     def _is_blocked(self, cell: Cell) -> bool:
         """Whether a cell that this one needs is not there; that is then written down."""
@@ -83,19 +83,22 @@ class Schedule:
     def _run(self, jobs: Sequence[LocateJob], description: str) -> None:
         alone: list[LocateJob] = []
         for done in self.tracked(locate_cells, jobs, description):
-            job = done.job
-            for name in job.missing:
-                self._checked.pop(name, None)
+            left = done.job.only([name for name in done.job.missing if not self._is_written(name)])
             if done.failure is None:
                 continue
-            if len(job.scorings) > 1:  # one bad method spoils only its own cells
-                alone += job.apart()
+            if len(done.job.scorings) > 1:  # one bad method spoils only its own cells
+                alone += left.apart()
                 continue
-            for cell in job.cells.values():
-                if cell.hash in job.missing:
-                    self.store.write_failure(cell, *done.failure)
+            for cell in left.cells.values():
+                self.store.write_failure(cell, *done.failure)
         if alone:
             self._run(alone, f"{description}, methods alone")
+
+    def _is_written(self, name: str) -> bool:
+        """Whether the job that just ended wrote a cell."""
+        record = self.store.record(name)
+        self._checked[name] = record is not None and record.state == "done"
+        return self._checked[name]
 
     def tracked(
         self, work: Callable[[Job], Result], jobs: Sequence[Job], description: str

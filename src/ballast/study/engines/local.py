@@ -30,7 +30,7 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int = 1) -> None:
-        """Begin with no process; each starts with its first job.
+        """Nothing is started yet; a process starts with its first job.
 
         Args:
             workers: How many; the threads of torch are divided among them.
@@ -41,10 +41,12 @@ class LocalEngine:
         if workers < 1:
             raise UsageError(f"{workers} workers do nothing; ask for at least 1.")
         self._threads = max(1, torch.get_num_threads() // workers)
-        self._workers = [self._started() for _ in range(workers)]
+        self._count = workers
+        self._workers: list[ProcessPoolExecutor] = []
 
     def __enter__(self) -> Self:
-        """Nothing to do."""
+        """Make ready to start processes."""
+        self._workers = [self._started() for _ in range(self._count)]
         return self
 
     def __exit__(

@@ -18,11 +18,16 @@ def begin(threads: int) -> None:
         threads: Of torch.
     """
     torch.set_num_threads(threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     parent = multiprocessing.parent_process()
     if parent is not None:  # a worker waits on a pipe that it holds open itself, and would wait for ever
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def quiet() -> None:
+    """Print nothing of opening models: many processes share one terminal."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _end_with(sentinel: int) -> None:
