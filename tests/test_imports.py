@@ -79,6 +79,10 @@ def test_no_way_back(imports: dict[str, set[str]], room: str, stranger: str) -> 
     assert stranger not in imports[room]
 
 
+def test_a_study_knows_what_locates_and_compares(imports: dict[str, set[str]]) -> None:
+    assert imports["study"] <= FOUNDATIONS | {"locate", "regions", "prompts", "models", "patches"}
+
+
 def test_only_the_roots_know_everybody(imports: dict[str, set[str]]) -> None:
     for room in ROOMS - ROOTS - PUBLIC_FACE:
         assert not imports[room] & (ROOTS | PUBLIC_FACE), room

@@ -9,6 +9,7 @@ from ballast.pipeline import demo
 from ballast.prompts import Prompt, PromptSet, load_prompts
 from ballast.regions import Refinement, Region, RegionFile, consensus, overlap, refine
 from ballast.report import write_report
+from ballast.study import StudyGrid, study
 from ballast.tune import (
     AttackSettings,
     FinetuneSettings,
@@ -38,6 +39,7 @@ __all__ = [
     "RegionFile",
     "SafetyPreserving",
     "Scores",
+    "StudyGrid",
     "Summary",
     "ValidateSettings",
     "Validation",
@@ -59,6 +61,7 @@ __all__ = [
     "overlap",
     "overlap_report",
     "refine",
+    "study",
     "validate",
     "write_report",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,13 @@ from ballast.locate import METHODS, Scores, engine, inputs, locate, locate_all, 
 from ballast.locate.inputs import Reader
 from ballast.locate.neurons import Neurons
 from ballast.locate.registry import Task
+from ballast.locate.rows import WeightedRow
 from ballast.locate.together import SharedPasses
 from ballast.locate.unit_scores import UnitScores
 from ballast.locate.wanda import Wanda
 from ballast.models import LanguageModel
+from ballast.prompts.batches import TokenBatch
+from ballast.prompts.chat import render
 from tests.worlds import REFUSALS, REQUESTS, assert_close, prompt_set, same_bits, tiny_lm, weighted_rows
 
 torch.set_num_threads(1)
@@ -103,6 +107,37 @@ def test_other_prompts_are_another_pass(passes: Counter[str]) -> None:
     tasks = [Task(lm, prompts, passes=shared) for prompts in (twice, PROMPTS)]
     shared.run([partial(Wanda().score, tasks[0]), partial(neurons.score, tasks[1])])
     assert passes == {"forward": 2}
+
+
+def test_which_pass_prompts_are_read_in_does_not_depend_on_who_asks_first() -> None:
+    """The order of threads is not the same in every run, and the length of a batch can change bits."""
+    lm = tiny_lm()
+    found = []
+    for turn in (1, -1):
+        lengths: list[int] = []
+
+        def noted(batch: TokenBatch, lengths: list[int] = lengths) -> torch.Tensor:
+            lengths.append(batch.input_ids.shape[1])
+            return batch.attention_mask.float()
+
+        def ignored(batch: TokenBatch) -> torch.Tensor:
+            return batch.response_mask.float()
+
+        asked = [
+            (prompt_set("harmful", REQUESTS, ["No."] * 4), ignored),
+            (prompt_set("harmful", REQUESTS, ["I will never do that."] * 4), ignored),
+            (prompt_set("harmful", REQUESTS), noted),
+        ]
+        requests = []
+        for prompts, weigh in asked:
+            rows = [
+                WeightedRow(prompt.id, render(lm.tokenizer, prompt.prompt, prompt.response), 1.0) for prompt in prompts
+            ]
+            reader = Reader(weigh, lambda *_: None)
+            requests.append(together.Request(Task(lm, prompts), tuple(rows), reader, Future()))
+        together.serve(requests[::turn])
+        found.append(lengths)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])

@@ -1,6 +1,8 @@
 """Equal prompts and near duplicates between sets."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ballast.errors import PromptError
 from ballast.prompts import Prompt, PromptSet
@@ -28,6 +30,25 @@ def test_near_duplicates_are_listed_with_their_similarity() -> None:
     assert near_duplicates(first, second) == [("0", "0", 1.0), ("0", "1", 5 / 6), ("1", "3", 1.0)]
     assert near_duplicates(first, second, similarity=0.9) == [("0", "0", 1.0), ("1", "3", 1.0)]
     assert near_duplicates(first, made("nothing alike")) == []
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"]), max_size=8), min_size=1, max_size=6),
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"]), max_size=8), min_size=1, max_size=6),
+    st.sampled_from([0.1, 0.5, 2 / 3, 0.7, 0.8, 1.0]),
+)
+def test_near_duplicates_are_those_of_comparing_every_two(
+    first: list[list[str]], second: list[list[str]], similarity: float
+) -> None:
+    one, other = (made(*(" ".join(words) + "?" for words in rows)) for rows in (first, second))
+    expected = []
+    for mine in one:
+        for theirs in other:
+            same = mine.prompt.split("?")[0] == theirs.prompt.split("?")[0]
+            alike = 1.0 if same else jaccard(word_set(mine.prompt), word_set(theirs.prompt))
+            if alike >= similarity:
+                expected.append((mine.id, theirs.id, alike))
+    assert near_duplicates(one, other, similarity=similarity) == expected
 
 
 class TestNearDuplicates:

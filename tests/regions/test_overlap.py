@@ -88,6 +88,37 @@ def test_every_pair_is_compared():
         assert row.size_cap == pytest.approx(min(len(a), len(b)) / max(len(a), len(b)))
 
 
+def test_outside_of_a_region_chance_draws_from_the_rest():
+    """Of `a` four places are free, of `b` three; every placement is drawn."""
+    parts = (SmallPart("a", 0, "query", (2, 3)), SmallPart("b", 0, "down", (1, 3)), SmallPart("c", 1, "down", (1, 2)))
+    barred = region({"a": [1, 4], "c": [0, 1]}, parts)  # of c nothing is left
+    one, other = region({"a": [0, 2], "b": [0]}, parts), region({"a": [0, 3, 5], "b": [1, 2]}, parts)
+    found = overlaps([one, other], outside=barred)
+    draws = all_draws((2, 1), (3, 2), (4, 3))
+    shared = [intersection for intersection, _ in draws]
+    (row,) = found.pairs
+    assert (row.intersection, row.union) == (1, 7)
+    assert row.chance == pytest.approx(sum(shared / union for shared, union in draws) / len(draws))
+    assert row.excess == pytest.approx((1 - np.mean(shared)) / np.std(shared))
+    assert found.sizes.tolist() == [4, 3, 0]
+    assert found.both.tolist() == [[1, 0, 0]]
+    assert found.all.chance == pytest.approx(np.mean(shared) / (8 - np.mean(shared)))
+    assert row.chance > overlaps([one, other]).pairs[0].chance
+    with pytest.raises(RegionError, match="different parameters"):
+        overlaps([one, other], outside=region({"lm_head": [1]}))
+
+
+def test_units_outside_of_those_of_a_region():
+    scored = {"query": 6, "feed_forward": 4}
+    one = of_units("neuron", {"query": ((0, -1, 1), (0, -1, 2))}, scored)
+    other = of_units("neuron", {"query": ((0, -1, 2), (0, -1, 3)), "feed_forward": ((0, 0, 1),)}, scored)
+    barred = of_units("neuron", {"query": ((0, -1, 0), (0, -1, 4)), "feed_forward": ((0, 1, 1),)}, scored)
+    units = overlaps([one, other], outside=barred).pairs[0].units
+    draws = all_draws((2, 0), (2, 1), (4, 3))
+    assert units.chance == pytest.approx(sum(shared / union for shared, union in draws) / len(draws))
+    assert units.chance > overlaps([one, other]).pairs[0].units.chance
+
+
 def test_a_full_tensor_leaves_nothing_to_chance():
     full = region({"lm_head": range(20)})
     (row,) = overlap([full, full])

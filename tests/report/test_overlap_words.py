@@ -93,9 +93,9 @@ def test_many_pairs_are_counted_and_their_ends_named() -> None:
     assert opening(overlap_of(*pairs, names=("a", "b", "c"), ceilings=[CEILING] * 3)) == (
         "Ballast compared 3 regions of toy: how many of their weights are the same. Of 3 pairs, 2 can be shown to "
         "share more weights than chance within weight matrices (p at most 0.05, corrected for the number of pairs), "
-        "and 1 of these more than their numbers per row and column give. IoU goes from 6.0 % (2 b and 3 c, chance 5.0 %) to "
-        "30.0 % (1 a and 2 b, chance 5.0 %). Corrected overlap, where 0 is chance and 1 is two halves of one prompt set, goes from "
-        "0.20 to 0.50; for 1 of 3 pairs it is not identifiable."
+        "and 1 of these more than their numbers per row and column give. IoU goes from 6.0 % (2 b and 3 c, chance "
+        "5.0 %) to 30.0 % (1 a and 2 b, chance 5.0 %). Corrected overlap, where 0 is chance and 1 is two halves of "
+        "one prompt set, goes from 0.20 to 0.50; for 1 of 3 pairs it is not identifiable."
     )
     none = overlap_of(*({"second": place, "adjusted_p": 0.5} for place in (1, 2)), names=("a", "b", "c"))
     assert "Of 2 pairs, none can be shown to share more weights than chance within weight matrices" in opening(none)

@@ -14,6 +14,7 @@ from ballast.cli.output import state
 from ballast.cli.overlap import overlap
 from ballast.cli.patch import patch_app
 from ballast.cli.prompts import prompts_app
+from ballast.cli.study import study
 from ballast.cli.tune import demo, finetune, harden, merge
 from ballast.cli.validate import validate
 
@@ -36,7 +37,23 @@ def _options(
     transformers.utils.logging.disable_progress_bar()
 
 
-for verb in (measure, locate, methods, sets, overlap, validate, harden, finetune, merge, attack, compare, report, demo):
+VERBS = (
+    measure,
+    locate,
+    methods,
+    sets,
+    overlap,
+    study,
+    validate,
+    harden,
+    finetune,
+    merge,
+    attack,
+    compare,
+    report,
+    demo,
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(patch_app, name="patch")
 app.add_typer(prompts_app, name="prompts")

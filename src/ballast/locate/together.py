@@ -94,7 +94,7 @@ def serve(requests: Sequence[Request]) -> None:
     for request in requests:
         groups[_frozen(request.rows)].append(request)
     for prompts in [key for key, (first, *_) in groups.items() if _prompts_alone(first.rows)]:
-        for key, (first, *_) in groups.items():
+        for key, (first, *_) in sorted(groups.items(), key=lambda item: item[0]):  # whoever asked first
             if key != prompts and _prompts_of(first.rows) == _prompts_of(groups[prompts][0].rows):
                 groups[key] += [_at_prompts(request) for request in groups.pop(prompts)]
                 break

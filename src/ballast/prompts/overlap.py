@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ballast.errors import PromptError
 from ballast.prompts.prompt_set import PromptSet
+
+ROUNDING = 1e-9  # of a similarity times a number of words
 
 
 def shared_prompts(sets: Iterable[PromptSet], others: Iterable[PromptSet]) -> list[tuple[str, str]]:
@@ -42,14 +46,32 @@ def near_duplicates(first: PromptSet, second: PromptSet, *, similarity: float = 
         similarity: Jaccard index of the two sets of words from which on prompts are near duplicates, in (0, 1].
     """
     known = [(prompt.id, _normalised(prompt.prompt), word_set(prompt.prompt)) for prompt in second]
+    order = Counter(word for _, _, words in known for word in words)
+    places: dict[str, list[int]] = defaultdict(list)  # of the prompts of `second`, by what a near duplicate must share
+    for place, (_, text, words) in enumerate(known):
+        for mark in (text + "\n", *_rarest(words, order, similarity)):
+            places[mark].append(place)
     found = []
     for prompt in first:
         normalised, words = _normalised(prompt.prompt), word_set(prompt.prompt)
-        for other, text, others in known:
+        marks = (normalised + "\n", *_rarest(words, order, similarity))
+        for place in sorted({place for mark in marks for place in places.get(mark, ())}):
+            other, text, others = known[place]
             alike = 1.0 if text == normalised else jaccard(words, others)
             if alike >= similarity:
                 found.append(NearDuplicate(prompt.id, other, alike))
     return found
+
+
+def _rarest(words: frozenset[str], order: Counter[str], similarity: float) -> list[str]:
+    """The words of which two sets share at least one if their Jaccard index is `similarity`.
+
+    Sets A and B with |A & B| / |A | B| >= s share at least s |A| words. In one order of all words, the first of them is
+    then among the first |A| - s |A| + 1 of A, and likewise of B (Bayardo et al., WWW 2007). Rare words first, so that
+    few prompts have them.
+    """
+    needed = math.ceil(similarity * len(words) - ROUNDING)
+    return sorted(words, key=lambda word: (order[word], word))[: len(words) - needed + 1]
 
 
 def require_disjoint(training: Iterable[PromptSet], others: Iterable[PromptSet]) -> None:

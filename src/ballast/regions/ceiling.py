@@ -113,10 +113,21 @@ def corrected_overlap(
     """
     if not first or len(first) != len(second):
         raise UsageError(f"The sides have {len(first)} and {len(second)} splits; give the same number, at least one.")
-    split = np.array([_numbers(one, other) for one, other in zip(first, second, strict=True)])  # (splits, 4)
+    return corrected_numbers(
+        np.array([_numbers(one, other) for one, other in zip(first, second, strict=True)]),
+        np.array([_numbers(one, other) for one, other in resampled]).reshape(-1, 4),
+    )
+
+
+def corrected_numbers(split: NDArray[np.float64], drawn: NDArray[np.float64]) -> CorrectedOverlap:
+    """The same of halves that are compared already.
+
+    Args:
+        split: (splits, 4) mean IoU and mean chance of opposite halves, and the IoU of the halves of each side.
+        drawn: (resamples, 4) the same with prompts drawn again, or (0, 4).
+    """
     iou, chance, *ceilings = split.mean(axis=0).tolist()
     ceiling = math.sqrt(ceilings[0] * ceilings[1])
-    drawn = np.array([_numbers(one, other) for one, other in resampled]).reshape(-1, 4)  # (resamples, 4)
     enough = len(drawn) > 1
     if enough:
         error = float((_ceilings(drawn) - drawn[:, 1]).std(ddof=1))

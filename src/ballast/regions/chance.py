@@ -75,7 +75,7 @@ def chance_of_all(selected: Counts, sizes: Counts) -> float:
         selected: Weights per region and stratum, (regions, strata).
         sizes: Weights there are, (strata,).
     """
-    densities = selected / sizes  # (regions, strata)
+    densities = selected / np.maximum(sizes, 1)  # (regions, strata); without places nothing is selected
     in_all = (sizes * densities.prod(axis=0)).sum()
     in_any = (sizes * (1 - (1 - densities).prod(axis=0))).sum()
     return float(in_all / in_any)
@@ -83,7 +83,7 @@ def chance_of_all(selected: Counts, sizes: Counts) -> float:
 
 def intersection_moments(first: Counts, second: Counts, sizes: Counts) -> tuple[float, float]:
     """Mean and variance of the number of shared weights under stratified chance (hypergeometric in every stratum)."""
-    a, b, n = (counts.astype(np.float64) for counts in (first, second, sizes))
+    a, b, n = (counts.astype(np.float64) for counts in (first, second, np.maximum(sizes, 1)))
     variance = a * b * (n - a) * (n - b) / (n * n * np.maximum(n - 1, 1))
     return float((a * b / n).sum()), float(variance.sum())
 

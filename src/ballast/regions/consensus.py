@@ -115,7 +115,7 @@ def expected_memberships(selected: Counts, sizes: Counts) -> np.ndarray[tuple[in
     """
     probabilities = np.zeros((len(selected) + 1, len(sizes)))  # that a weight is in k of the regions so far
     probabilities[0] = 1
-    for densities in selected / sizes:
+    for densities in selected / np.maximum(sizes, 1):  # without places nothing is selected
         probabilities[1:] = probabilities[1:] * (1 - densities) + probabilities[:-1] * densities
         probabilities[0] *= 1 - densities
     return probabilities @ sizes.astype(np.float64)

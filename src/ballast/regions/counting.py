@@ -63,7 +63,7 @@ def count_shared(regions: Sequence[Selected]) -> Shared:
     """Count what regions of one layout share, parameter by parameter.
 
     Args:
-        regions: At least two, of one layout.
+        regions: At least one, of one layout.
     """
     layout = sorted(regions[0].metadata.layout.items())
     matrices = [tensor for _, tensor in layout for _ in range(tensor.matrices)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ballast.errors import RegionError, UsageError
 from ballast.regions.arrays import Counts
 from ballast.regions.chance import Permutation, chance_iou, chance_of_all, excess, permutation_test, size_cap
 from ballast.regions.counting import Selected, Shared, count_shared
-from ballast.regions.metadata import merged_fingerprints
+from ballast.regions.metadata import RegionMetadata, merged_fingerprints
 from ballast.regions.unit_overlap import UnitOverlap, unit_overlap
 
 DRAWS = 1000
@@ -115,12 +116,14 @@ class Overlaps(NamedTuple):
         pairs: Every two of them.
         all: All of them at once.
         selected: Weights per region and weight matrix, (regions, matrices).
+        both: Weights in both regions of a pair, (pairs, matrices).
         sizes: Weights there are, (matrices,).
     """
 
     pairs: list[PairOverlap]
     all: AllOverlap
     selected: Counts
+    both: Counts
     sizes: Counts
 
 
@@ -132,7 +135,12 @@ def overlap(
 
 
 def overlaps(
-    regions: Sequence[Selected], *, draws: int = DRAWS, seed: int = 0, other_weights: bool = False
+    regions: Sequence[Selected],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    other_weights: bool = False,
+    outside: Selected | None = None,
 ) -> Overlaps:
     """Compare every pair of regions, and all at once.
 
@@ -141,6 +149,7 @@ def overlaps(
         draws: Shuffles of the permutation test.
         seed: Of these.
         other_weights: Also compare regions located on different weights of one architecture.
+        outside: Weights that none of the regions could hold, such as those for utility: chance draws from the rest.
 
     Raises:
         UsageError: Fewer than two regions, or no draw.
@@ -150,16 +159,25 @@ def overlaps(
         raise UsageError("An overlap needs at least two regions; give another one.")
     if draws < 1:
         raise UsageError(f"{draws} shuffles give no p-value; ask for at least one, such as {DRAWS}.")
-    _check(regions, other_weights)
-    shared = count_shared(regions)
-    pairs = [_pair(regions, shared, number, draws, seed) for number in range(len(shared.pairs))]
+    _check(regions if outside is None else [*regions, outside], other_weights)
+    shared = counted_outside(regions, outside)
+    barred = outside.metadata if outside is not None else None
+    pairs = [_pair(regions, shared, number, draws, seed, barred) for number in range(len(shared.pairs))]
     in_all, in_any = int(shared.in_all.sum()), int(shared.in_any.sum())
     chance = chance_of_all(shared.selected, shared.sizes)
     of_all = AllOverlap(len(regions), in_all, in_any, in_all / in_any, chance)
-    return Overlaps(pairs, of_all, shared.selected, shared.sizes)
+    return Overlaps(pairs, of_all, shared.selected, shared.both, shared.sizes)
 
 
-def _pair(regions: Sequence[Selected], shared: Shared, number: int, draws: int, seed: int) -> PairOverlap:
+def counted_outside(regions: Sequence[Selected], outside: Selected | None) -> Shared:
+    """What regions share, with the places outside of a further region as all the places there are."""
+    shared = count_shared(regions)
+    return shared if outside is None else replace(shared, sizes=shared.sizes - count_shared([outside]).selected[0])
+
+
+def _pair(
+    regions: Sequence[Selected], shared: Shared, number: int, draws: int, seed: int, barred: RegionMetadata | None
+) -> PairOverlap:
     first, second = shared.pairs[number]
     a, b, both, sizes = shared.selected[first], shared.selected[second], shared.both[number], shared.sizes
     either = a + b - both
@@ -186,7 +204,7 @@ def _pair(regions: Sequence[Selected], shared: Shared, number: int, draws: int, 
         matrices_left_out=int((~busy).sum()),
         by_layer=_parts(shared, number, "layer"),
         by_role=_parts(shared, number, "role"),
-        units=unit_overlap(regions[first].metadata, regions[second].metadata, draws=draws, seed=seeds),
+        units=unit_overlap(regions[first].metadata, regions[second].metadata, draws=draws, seed=seeds, outside=barred),
     )
 
 

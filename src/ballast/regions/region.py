@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ballast.errors import RegionError
-from ballast.regions.arrays import Counts, Indices, index_type
+from ballast.regions.arrays import Counts, index_type
 from ballast.regions.layout import Layout, cells_of
 from ballast.regions.metadata import RegionMetadata, merged_fingerprints
+from ballast.regions.set_algebra import AND, MINUS, OR, XOR, Operation, combined_units
 from ballast.regions.storage import read_region, write_region
 
 
@@ -147,19 +148,19 @@ class Region:
 
     def __and__(self, other: Region) -> Region:
         """Weights in both; an empty result is an error."""
-        return self._combined(other, "and", lambda a, b: np.intersect1d(a, b, assume_unique=True))
+        return self._combined(other, AND)
 
     def __or__(self, other: Region) -> Region:
         """Weights in either."""
-        return self._combined(other, "or", np.union1d)
+        return self._combined(other, OR)
 
     def __sub__(self, other: Region) -> Region:
         """Weights in this region only; an empty result is an error."""
-        return self._combined(other, "minus", lambda a, b: np.setdiff1d(a, b, assume_unique=True))
+        return self._combined(other, MINUS)
 
     def __xor__(self, other: Region) -> Region:
         """Weights in exactly one; an empty result is an error."""
-        return self._combined(other, "xor", lambda a, b: np.setxor1d(a, b, assume_unique=True))
+        return self._combined(other, XOR)
 
     def intersection_size(self, other: Region) -> int:
         """Number of weights in both; 0 if there is none.
@@ -201,7 +202,7 @@ class Region:
             drawn[name] = torch.from_numpy(np.sort(np.concatenate(pieces)).astype(index_type(tensor.numel)))
         return Region(drawn, self._derived("random", {"sizes": "per weight matrix, as the parent"}, (self,), seed))
 
-    def _combined(self, other: Region, operation: str, on_indices: Callable[[Indices, Indices], Indices]) -> Self:
+    def _combined(self, other: Region, operation: Operation) -> Self:
         self._require_same_layout(other)
         result = {}
         for name in sorted(self.indices.keys() | other.indices.keys()):
@@ -209,11 +210,12 @@ class Region:
             mine, theirs = (
                 region.indices[name].numpy() if name in region.indices else empty for region in (self, other)
             )
-            result[name] = torch.from_numpy(on_indices(mine, theirs))
+            result[name] = torch.from_numpy(operation.on_indices(mine, theirs))
         fingerprints = merged_fingerprints(self.metadata.model, other.metadata.model)
-        metadata = self._derived(operation, {}, (self, other), self.metadata.seed)
+        metadata = self._derived(operation.name, {}, (self, other), self.metadata.seed)
         model = metadata.model.model_copy(update={"fingerprints": fingerprints})
-        return type(self)(result, metadata.model_copy(update={"model": model}))
+        units = combined_units(self.metadata, other.metadata, operation)
+        return type(self)(result, metadata.model_copy(update={"model": model, **units}))
 
     def _derived(self, method: str, settings: dict[str, Any], parents: tuple[Region, ...], seed: int) -> RegionMetadata:
         return RegionMetadata(

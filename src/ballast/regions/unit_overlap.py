@@ -63,18 +63,26 @@ class UnitOverlap(NamedTuple):
         return {**self._asdict(), **self.p._asdict(), "window": window}
 
 
-def unit_overlap(one: RegionMetadata, other: RegionMetadata, *, draws: int, seed: Sequence[int]) -> UnitOverlap | None:
+def unit_overlap(
+    one: RegionMetadata,
+    other: RegionMetadata,
+    *,
+    draws: int,
+    seed: Sequence[int],
+    outside: RegionMetadata | None = None,
+) -> UnitOverlap | None:
     """Compare two regions unit by unit, or None if they are not made of units of one granularity and number.
 
     Units of different regions can share weights, such as the key rows of heads that use them together, so this is not
-    the overlap of their weights.
+    the overlap of their weights. Chance leaves out the units of a region `outside` of which both were found.
     """
     scored = one.scored_units
     if not scored or (one.granularity, scored) != (other.granularity, other.scored_units):
         return None
     pairs = [(set(one.selected_units.get(kind, ())), set(other.selected_units.get(kind, ()))) for kind in scored]
     first, second = (np.array([len(pair[side]) for pair in pairs], np.int64) for side in (0, 1))
-    sizes: Counts = np.array(list(scored.values()), np.int64)
+    barred = outside.selected_units if outside and outside.scored_units == scored else {}
+    sizes: Counts = np.array([count - len(barred.get(kind, ())) for kind, count in scored.items()], np.int64)
     intersection = sum(len(units & others) for units, others in pairs)
     union = int(first.sum() + second.sum()) - intersection
     mine, theirs = _window(one), _window(other)
@@ -87,7 +95,7 @@ def unit_overlap(one: RegionMetadata, other: RegionMetadata, *, draws: int, seed
         size_cap=size_cap(first, second),
         excess=excess(intersection, first, second, sizes),
         p=permutation_test(intersection, first, second, sizes, draws=draws, seed=seed),
-        window=window_overlap(mine, theirs, int(sizes.sum())) if mine and theirs else None,
+        window=window_overlap(mine, theirs, sum(scored.values())) if mine and theirs else None,
     )
 
 
