@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from ballast.errors import UsageError
+from ballast.locate.esi import ExpectedSafetyImpact
 from ballast.locate.neurons import Neurons
 from ballast.locate.nlsr import Nlsr
 from ballast.locate.snip import Snip
 from ballast.study import StudyGrid
+from ballast.study.named_files import named_files
+from ballast.study.study import _bases_first
 
 SETS = '[sets]\nsafety = ["advbench", "mine/own.jsonl"]\nutility = ["alpaca"]\n'
 MODEL = '[models.small]\nmodel = "smollm2"\n'
@@ -116,3 +120,20 @@ def test_mistakes_are_named_with_their_key(tmp_path: Path, text: str, sentence: 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Cannot read the grid .*No such file"):
         StudyGrid.load(tmp_path / "none.toml")
+
+
+def test_bases_come_first_and_do_not_run_in_a_circle(tmp_path: Path) -> None:
+    chain = '[models.c]\nmodel = "c"\nbase = "b"\n[models.b]\nmodel = "b"\nbase = "a"\n[models.a]\nmodel = "a"\n'
+    assert _bases_first(loaded(tmp_path, SETS + chain + METHOD)) == ["a", "b", "c"]
+    with pytest.raises(UsageError, match="cannot come before its own base"):
+        loaded(tmp_path, SETS + chain + 'base = "c"\n' + METHOD)
+
+
+def test_files_that_settings_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word of a fixed choice names no file, even where one has this name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mean", "frequency", "mine.jsonl"):
+        (tmp_path / name).write_text(name)
+    assert named_files(Neurons, {"selection": "mean"}) == {}
+    found = named_files(ExpectedSafetyImpact, {"contrast": "mine.jsonl", "estimator": "mean", "samples": 4})
+    assert found == {"contrast": hashlib.sha256(b"mine.jsonl").hexdigest()}

@@ -66,9 +66,9 @@ def test_sets_that_cannot_be_told_apart_or_are_empty_are_refused() -> None:
 
 
 def test_text_is_continued() -> None:
-    (row,) = continued(prompt_set("wiki", ["The  quick fox jumps over it"]))
-    assert (row.prompt, row.response) == ("The  quick", "fox jumps over it")
-    assert f"{row.prompt} {row.response}" == "The  quick fox jumps over it"
+    row, other = continued(prompt_set("wiki", ["The  quick fox jumps over it", "hello\nworld"]))
+    assert (row.prompt, row.response) == ("The  quick fox", "jumps over it")
+    assert (other.prompt, other.response) == ("hello", "world")
     with pytest.raises(PromptError, match="wiki-0 of wiki has less than two words"):
         continued(prompt_set("wiki", ["fox"]))
 

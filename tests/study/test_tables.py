@@ -152,6 +152,7 @@ def test_overlaps_are_those_of_plain_sets(pairs: list[PairRow], world: World) ->
             assert row.chance == pytest.approx(chance(one, other, places))
             anywhere = ({("all", number) for number in range(len(side))} for side in (one, other))
             assert row.global_chance == pytest.approx(chance(*anywhere, {"all": sum(places.values())}))
+            assert (row.margin_chance is None) == (row.refinement != "none")  # counted over all places
         assert row.prompts == ROWS
         assert row.draws == 1000
         assert 0 < row.p <= 1

@@ -20,7 +20,10 @@ SHOWN_FAILURES = 5
 def study(
     grid: Annotated[Path, typer.Argument(help="TOML file, see docs/study.md.", metavar="GRID.toml")],
     out: Out,
-    workers: Annotated[int, typer.Option(help="Processes that locate at the same time.", min=1)] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes at the same time; a cluster has as many as fit.", min=1),
+    ] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray: a cluster (RAY_ADDRESS), else this machine.")] = "local",
     gpus_per_job: Annotated[float, typer.Option(help="With ray: GPUs of a job, such as 0.5.", min=0)] = 0.0,
 ) -> None:

@@ -149,7 +149,8 @@ def overlaps(
         draws: Shuffles of the permutation test.
         seed: Of these.
         other_weights: Also compare regions located on different weights of one architecture.
-        outside: Weights that none of the regions could hold, such as those for utility: chance draws from the rest.
+        outside: Weights that none of the regions could hold, such as those for utility: chance draws from the rest,
+            but that by margins and that of windows still from all.
 
     Raises:
         UsageError: Fewer than two regions, or no draw.

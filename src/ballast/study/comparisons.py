@@ -90,7 +90,10 @@ def compare(job: Comparison) -> None:
         outside = RegionFile.open(job.store.region(family.outside)) if family.outside else None
         found[refinement] = overlaps(regions, outside=outside)
         halves = _corrected(job.store, family, names, outside)
-        pairs = [_pair_row(names, pair, halves.get((pair.first, pair.second))) for pair in found[refinement].pairs]
+        pairs = [
+            _pair_row(names, pair, halves.get((pair.first, pair.second)), everywhere=outside is None)
+            for pair in found[refinement].pairs
+        ]
         result[refinement] = {
             "pairs": pairs,
             "kway": [row._asdict() for row in kway_overlaps(regions, outside=outside)] if job.kind == "sets" else [],
@@ -124,8 +127,11 @@ def _corrected(
     return {(places[one], places[other]): numbers for (one, other), numbers in found.items()}
 
 
-def _pair_row(names: list[int], pair: PairOverlap, halves: CorrectedOverlap | None) -> Row:
-    """One pair in flat names, as the tables have them."""
+def _pair_row(names: list[int], pair: PairOverlap, halves: CorrectedOverlap | None, *, everywhere: bool) -> Row:
+    """One pair in flat names, as the tables have them.
+
+    Rows, columns and windows are counted over all places, so these chance levels hold only where no place is barred.
+    """
     row: Row = {
         "first": names[pair.first],
         "second": names[pair.second],
@@ -140,13 +146,13 @@ def _pair_row(names: list[int], pair: PairOverlap, halves: CorrectedOverlap | No
         "contained_second": pair.contained[1],
         "global_chance": pair.global_chance,
         "chance": pair.chance,
-        "margin_chance": pair.margin_chance,
+        "margin_chance": pair.margin_chance if everywhere else None,
         "excess": pair.excess,
         "p": pair.p.p,
         "draws": pair.p.draws,
     }
     if pair.units is not None:
-        window = pair.units.window
+        window = pair.units.window if everywhere else None
         row |= {
             "unit_intersection": pair.units.intersection,
             "unit_union": pair.units.union,

@@ -205,6 +205,12 @@ class StudyGrid(_Table):
                 f"{key} is {model.base!r}, which is no other model of the grid; {near(model.base, self.models)}"
             )
         base = self.models[model.base]
+        before, at = {name}, model.base
+        while at in self.models and at not in before:
+            before.add(at)
+            at = self.models[at].base or ""
+        if at in before:
+            raise UsageError(f"{key} leads back to {at!r}; a model cannot come before its own base.")
         if base.patch is not None or base.revision is not None:
             raise UsageError(f"{key} is {model.base!r}, which has a patch or a revision; save it and name its folder.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -120,12 +121,13 @@ def continued(prompts: PromptSet) -> PromptSet:
     """
 
     def divided(prompt: Prompt) -> Prompt:
-        words = prompt.prompt.split(" ")
-        if len(prompt.prompt.split()) < 2:
+        words = list(re.finditer(r"\S+", prompt.prompt))
+        if len(words) < 2:
             raise PromptError(
                 f"{prompt.id} of {prompts.name} has less than two words and no second half; drop the row."
             )
-        half = len(words) // 2
-        return prompt.model_copy(update={"prompt": " ".join(words[:half]), "response": " ".join(words[half:])})
+        last, first = words[len(words) // 2 - 1], words[len(words) // 2]
+        halves = {"prompt": prompt.prompt[: last.end()], "response": prompt.prompt[first.start() :]}
+        return prompt.model_copy(update=halves)
 
     return replace(prompts, prompts=tuple(map(divided, prompts)))

@@ -233,7 +233,7 @@ class Planner:
                     key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()
                 },
                 "base": self._weights(self.entry.base) if base and self.entry.base else None,
-                "files": named_files(settings),
+                "files": named_files(type(method), settings),
             }
         return found
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -170,5 +171,5 @@ class _Run:
 
 def _bases_first(grid: StudyGrid) -> list[str]:
     """The models of a grid; one that others are compared with comes before these."""
-    bases = {model.base for model in grid.models.values()}
-    return sorted(grid.models, key=lambda name: name not in bases)
+    graph = {name: [model.base] if model.base else [] for name, model in grid.models.items()}
+    return list(TopologicalSorter(graph).static_order())

@@ -72,7 +72,7 @@ class PairRow(NamedTuple):
     contained_second: float
     global_chance: float
     chance: float
-    margin_chance: float
+    margin_chance: float | None
     excess: float | None
     p: float
     adjusted_p: float
