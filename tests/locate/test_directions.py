@@ -60,6 +60,17 @@ class TestLeadingDirections:
             assert same_space(found, brute_force_directions(reads, matrix, count))
             assert found.shape[1] == min(count, tokens)
 
+    def test_where_the_fast_decomposition_gives_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """LAPACK does so for some matrices of low rank, whatever their conditions say; another driver answers."""
+
+        def gives_up(_: torch.Tensor) -> None:
+            raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+        monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+        self.test_equal_those_of_the_stored_outputs((6, 6), 3)
+        self.test_equal_those_of_the_stored_outputs((7, 5), 40)
+        self.test_of_nothing()
+
     @pytest.mark.parametrize("rank", [2, 9])
     def test_of_a_product(self, rank: int) -> None:
         """A rank above the number of outputs is one of them."""

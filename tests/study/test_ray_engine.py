@@ -62,13 +62,6 @@ def test_results_and_errors_come_back_with_their_jobs(engine: Staying) -> None:
     assert "in doubled" in (failure.traceback or "")
 
 
-def test_a_job_that_kills_its_worker_twice_is_given_up(engine: Staying, tmp_path: Path) -> None:
-    (done,) = engine.run(jobs.dies, [(tmp_path, 3)])
-    assert done.failure is not None
-    assert done.failure.sentence.startswith("Ray lost the job")
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_nothing_is_lost_when_a_worker_is_killed_during_a_study(engine: Staying, tmp_path: Path) -> None:
     save_model(tmp_path / "one")
     write_sets(tmp_path)
@@ -108,6 +101,14 @@ def test_more_gpus_than_there_are_would_wait_for_ever(engine: Staying) -> None:
 
 def test_ray_is_told_to_send_nothing(engine: Staying) -> None:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_a_job_that_kills_its_worker_twice_is_given_up(engine: Staying, tmp_path: Path) -> None:
+    """The last test of the cluster, which has no worker left then."""
+    (done,) = engine.run(jobs.dies, [(tmp_path, 3)])
+    assert done.failure is not None
+    assert done.failure.sentence.startswith("Ray lost the job")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

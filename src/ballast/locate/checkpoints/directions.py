@@ -122,10 +122,20 @@ def leading_directions(factors: Factors, gram: torch.Tensor, count: int) -> torc
     if factors.left is not None:
         basis, triangle = torch.linalg.qr(factors.left.double())
         inner = triangle @ gram @ triangle.T
-    values, vectors = torch.linalg.eigh(inner)  # ascending
+    values, vectors = _eigen(inner)  # ascending
     rank = int((values > values[-1] * len(values) * torch.finfo(torch.float64).eps).sum())
     leading: torch.Tensor = vectors[:, len(values) - min(count, rank) :]
     return leading if basis is None else basis @ leading
+
+
+def _eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues (k,), ascending, and eigenvectors (k, k) of a symmetric matrix without negative eigenvalues."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # LAPACK's fast driver gives up on some matrices of low rank
+        left, singular, _ = torch.linalg.svd(matrix)
+        values, vectors = singular.flip(0), left.flip(1)
+    return values, vectors
 
 
 def share_of_directions(factors: Factors, share: Fraction) -> int:
