@@ -132,7 +132,7 @@ def _eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues (k,), ascending, and eigenvectors (k, k) of a symmetric matrix without negative eigenvalues."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:  # LAPACK's fast driver gives up on some matrices of low rank
+    except RuntimeError:  # a LinAlgError: the fast driver of LAPACK gives up on some matrices of low rank
         left, singular, _ = torch.linalg.svd(matrix)
         values, vectors = singular.flip(0), left.flip(1)
     return values, vectors
