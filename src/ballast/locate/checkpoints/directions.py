@@ -132,7 +132,10 @@ def _eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues (k,), ascending, and eigenvectors (k, k) of a symmetric matrix without negative eigenvalues."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except RuntimeError:  # a LinAlgError: the fast driver of LAPACK gives up on some matrices of low rank
+    except RuntimeError as error:
+        if "failed to converge" not in str(error):
+            raise
+        # LAPACK's fast driver gives up on some matrices of low rank; the decomposition is the same for these
         left, singular, _ = torch.linalg.svd(matrix)
         values, vectors = singular.flip(0), left.flip(1)
     return values, vectors
